@@ -1,0 +1,1 @@
+"""How to ask a model: over HTTP, or in this process."""

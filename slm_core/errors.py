@@ -1,0 +1,177 @@
+"""Every error that SLM Swap raises on purpose, in one tree.
+
+    SlmError
+      ConfigError             a spec or setting cannot be met; lists every problem at once
+      MissingDependency       an optional package is absent; carries the install line
+      CaptureError            a call could not be captured; never escapes into the caller's app
+      StoreError
+        StoreUnavailable      (retryable) the database did not answer
+        RecordNotFound        no such id
+      BackendError            a model server refused or answered nonsense
+        BackendUnavailable    (retryable) it did not answer at all, or asked us to wait
+        PromptTooLong         the prompt does not fit the model's context
+      ModelError              a model folder is missing, incomplete or not what it claims
+      DatasetError
+        NotEnoughCalls        fewer usable calls than the dataset needs
+        LeakFound             a test row also occurs in the training data
+      TrainingError
+        SpecChanged           a resumed run would continue under another spec
+        CheckpointCorrupt     no checkpoint of the run verifies
+        TrainingDiverged      the loss is not finite
+        WorkerDied            (retryable) the training process ended without a result
+        RunBusy               (retryable) another trainer holds the run directory
+      EvaluationError
+      StackError              a part of the local stack did not start or did not stop
+      TracingUnavailable      Langfuse is required and does not answer
+      IllegalPromotion        a route may not move that way
+        PromptMismatch        an adapter would see another prompt than in training
+
+A message says what happened, the numbers, and what to do. The same numbers are in
+``context`` for machines. Rejected models, bad rows and GPU faults are records, not errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SlmError(Exception):
+    """Base of every SLM Swap error; pickles with its context.
+
+    ``retryable`` says whether doing exactly the same again may succeed; Prefect retries
+    only those.
+    """
+
+    retryable: bool = False
+
+    def __init__(self, message: str, **context: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.context = context
+
+    def __str__(self) -> str:
+        if not self.context:
+            return self.message
+        numbers = ", ".join(f"{key}={value!r}" for key, value in self.context.items())
+        return f"{self.message} ({numbers})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.context)
+
+
+def _rebuild(cls: type[SlmError], message: str, context: dict[str, Any]) -> SlmError:
+    return cls(message, **context)
+
+
+class ConfigError(SlmError):
+    """A spec, preset or setting cannot be met. ``problems`` lists all of them."""
+
+    def __init__(self, message: str, *, problems: tuple[str, ...] = (), **context: Any) -> None:
+        problems = tuple(problems)
+        super().__init__(message, **({"problems": problems} if problems else {}), **context)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        if not self.problems:
+            return super().__str__()
+        return "\n  - ".join([self.message, *self.problems])
+
+
+class MissingDependency(SlmError):
+    """An optional package is not installed; the message holds the install line."""
+
+
+class CaptureError(SlmError):
+    """A call could not be captured."""
+
+
+class StoreError(SlmError):
+    """The store refused an operation."""
+
+
+class StoreUnavailable(StoreError):
+    """The database did not answer, or is read-only."""
+
+    retryable = True
+
+
+class RecordNotFound(StoreError):
+    """The store holds no record of that id."""
+
+
+class BackendError(SlmError):
+    """A model server refused a request or answered nonsense."""
+
+
+class BackendUnavailable(BackendError):
+    """A model server did not answer, or asked us to come back later."""
+
+    retryable = True
+
+
+class PromptTooLong(BackendError):
+    """The rendered prompt does not fit the model's context."""
+
+
+class ModelError(SlmError):
+    """A model or adapter folder is missing, incomplete or not what it claims to be."""
+
+
+class DatasetError(SlmError):
+    """A dataset could not be built or read."""
+
+
+class NotEnoughCalls(DatasetError):
+    """Fewer usable calls than a dataset needs."""
+
+
+class LeakFound(DatasetError):
+    """A row of the test split also occurs in the training data."""
+
+
+class TrainingError(SlmError):
+    """Training stopped for a reason that is not a hardware fault."""
+
+
+class SpecChanged(TrainingError):
+    """A run would be resumed under another spec than the one that began it."""
+
+
+class CheckpointCorrupt(TrainingError):
+    """No checkpoint of the run verifies."""
+
+
+class TrainingDiverged(TrainingError):
+    """The loss or the gradient is not finite."""
+
+
+class WorkerDied(TrainingError):
+    """The training process ended without a result."""
+
+    retryable = True
+
+
+class RunBusy(TrainingError):
+    """Another trainer is at work in the run directory."""
+
+    retryable = True
+
+
+class EvaluationError(SlmError):
+    """An evaluation could not be carried out."""
+
+
+class StackError(SlmError):
+    """A part of the local stack did not start, or did not stop; its log is named."""
+
+
+class TracingUnavailable(SlmError):
+    """Langfuse is required (SLM_REQUIRE_LANGFUSE=1) and does not answer."""
+
+
+class IllegalPromotion(SlmError):
+    """A route may not move from its present state to the one asked for."""
+
+
+class PromptMismatch(IllegalPromotion):
+    """An adapter would see another template, prefix or tool format than in training."""

@@ -1,0 +1,202 @@
+"""Start, inspect and stop the local stack; a part that died is started again.
+
+Parts, in order: PostgreSQL, the Prefect server, the demo teacher (only when no teacher is
+configured) and one worker per queue. They outlive the command that starts them, listen on
+127.0.0.1 only, and keep their state and logs under ``SLM_HOME/stack``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from slm_core.errors import StackError
+from slm_core.local_stack import parts, postgres, prefect_api
+from slm_core.local_stack.parts import Part, Site
+from slm_core.local_stack.ports import free_port, is_free
+from slm_core.local_stack.processes import ProcessId, is_alive, start, stop, sweep, wait_until
+from slm_core.local_stack.state import StackState, write_private
+from slm_core.settings import Settings
+
+PREFERRED_PORTS = {"postgres": 54329, "prefect": 4200, "teacher": 8801}
+POOL_TEMPLATE = "deployments/pools/slm.json"
+GRACE_SECONDS = 15.0
+_GENERATED = "# Written by `make up`, removed by `make down`.\n"
+
+
+class PartStatus(NamedTuple):
+    """One part of the stack as it is now."""
+
+    name: str
+    process: ProcessId
+    running: bool
+    port: int | None
+    log: Path
+
+
+class LocalStack:
+    """The stack of one ``SLM_HOME``, running the deployments of one project folder."""
+
+    def __init__(
+        self, settings: Settings, project: Path, on_progress: Callable[[str], None] | None = None
+    ) -> None:
+        self.settings = settings
+        self.project = project.absolute()
+        self.home = settings.home / "stack"
+        self.shell_file = self.home / "environment.sh"
+        """To be sourced by a shell that wants to talk to the stack."""
+        self._state_file = self.home / "state.json"
+        self._prefect_file = self.project / "prefect.toml"
+        self._say = on_progress or (lambda _: None)
+        self._state = StackState.load(self._state_file)
+
+    def up(self) -> str:
+        """Start what does not run, deploy what is new; return the dashboard's address.
+
+        Raises:
+            StackError: a part did not start; those started before it stay up.
+        """
+        with self._exclusively():
+            site = self._site()
+            self._ensure(parts.postgres_part(site))
+            for database in ("prefect", "slm"):
+                postgres.ensure_database(site.cluster.url(site.ports["postgres"]), database)
+            self._ensure(parts.prefect_part(site))
+            prefect_api.ensure_pool(site.api_url, self.project / POOL_TEMPLATE)
+            self._deploy(site)
+            if site.teacher_model is not None:
+                self._ensure(parts.teacher_part(site, site.teacher_model))
+            for queue in prefect_api.QUEUES:
+                self._ensure(parts.worker_part(site, queue))
+            self._tell_shells(site)
+            return site.dashboard
+
+    def down(self) -> None:
+        """Stop every part and whatever it started; other processes are not touched.
+
+        Raises:
+            StackError: something would not end; it is still on record.
+        """
+        with self._exclusively():
+            for name, process in reversed(self._state.processes.items()):
+                self._say(f"{name}: stopping")
+                by = postgres.FAST_SHUTDOWN if name == "postgres" else signal.SIGTERM
+                stop(process, by=by, grace_seconds=GRACE_SECONDS)
+            sweep(str(self.home), grace_seconds=GRACE_SECONDS)
+            left = [name for name, process in self._state.processes.items() if is_alive(process)]
+            if left:
+                raise StackError(f"Still running after SIGKILL: {', '.join(left)}.")
+            self._state_file.unlink(missing_ok=True)
+            self.shell_file.unlink(missing_ok=True)
+            if self._prefect_file_is_ours():
+                self._prefect_file.unlink(missing_ok=True)
+
+    def status(self) -> list[PartStatus]:
+        """Return every part that was started, and whether it still runs."""
+        state = StackState.load(self._state_file)
+        return [
+            PartStatus(name, process, is_alive(process), state.ports.get(name), self._log(name))
+            for name, process in state.processes.items()
+        ]
+
+    def _site(self) -> Site:
+        """Settle the data directory and the ports; a port once given stays."""
+        for name, preferred in PREFERRED_PORTS.items():
+            if name not in self._state.ports:
+                self._state.ports[name] = free_port(preferred)
+        return Site(
+            settings=self.settings,
+            project=self.project,
+            home=self.home,
+            cluster=postgres.prepare_cluster(self.home / "postgres"),
+            ports=self._state.ports,
+            teacher_key=self._state.teacher_key,
+        )
+
+    def _ensure(self, part: Part) -> None:
+        """Start the part unless it runs; return once it is ready."""
+        process = self._state.processes.get(part.name)
+        log = self._log(part.name)
+        if process is not None and is_alive(process):
+            self._say(f"{part.name}: already running")
+        else:
+            port = self._state.ports.get(part.name)
+            if port is not None and not is_free(port):
+                raise StackError(
+                    f"Port {port} of {part.name} now belongs to another program. "
+                    "Run `make down`, then `make up`.",
+                )
+            self._say(f"{part.name}: starting")
+            process = start(
+                part.command,
+                log,
+                environment=part.environment,
+                cwd=part.cwd,
+                user=part.user,
+            )
+            self._state.processes[part.name] = process
+            self._state.save(self._state_file)
+        wait_until(part.ready, process, log, what=part.name, timeout_seconds=part.timeout_seconds)
+
+    def _deploy(self, site: Site) -> None:
+        """Register the deployments when prefect.yaml is not what the server knows."""
+        digest = hashlib.sha256((self.project / "prefect.yaml").read_bytes()).hexdigest()
+        if digest == self._state.deployed:
+            return
+        self._say("deployments: registering")
+        environment = site.environment()
+        # The pull step shall read SLM_REPO where the worker runs, not here.
+        environment.pop("SLM_REPO", None)
+        result = subprocess.run(
+            parts.deploy_command(),
+            cwd=self.project,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode != 0:
+            raise StackError(f"prefect deploy failed:\n{result.stdout}{result.stderr}")
+        self._state.deployed = digest
+        self._state.save(self._state_file)
+
+    def _tell_shells(self, site: Site) -> None:
+        """Let the ``prefect`` and ``slm`` commands find this stack."""
+        variables = {
+            "PREFECT_API_URL": site.api_url,
+            "SLM_HOME": str(self.settings.home),
+            "SLM_DATABASE_URL": site.database_url,
+        }
+        exports = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+        write_private(self.shell_file, "".join(exports))
+        if self._prefect_file_is_ours():
+            self._prefect_file.write_text(f'{_GENERATED}[api]\nurl = "{site.api_url}"\n')
+        else:
+            self._say(f"{self._prefect_file} is yours and stays; source {self.shell_file}")
+
+    def _prefect_file_is_ours(self) -> bool:
+        """Whether prefect.toml is absent or was written here."""
+        file = self._prefect_file
+        return not file.exists() or file.read_text().startswith(_GENERATED)
+
+    def _log(self, name: str) -> Path:
+        return self.home / "logs" / f"{name}.log"
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Keep a second `make up` or `make down` out, and read the state afresh."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StackError("Another `make up` or `make down` is at work.") from error
+            self._state = StackState.load(self._state_file)
+            yield

@@ -1,0 +1,19 @@
+"""What may be configured about a report."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slm_core.records import Record
+
+
+class ReportSpec(Record):
+    """How a report looks."""
+
+    title: str = "SLM Swap report"
+    """Heading of the page and of the Markdown file."""
+    cases_per_track: int = Field(default=3, ge=0, le=50)
+    """How many test cases the page shows with the outputs of student and adapter. They hold
+    prompt text; 0 keeps it out."""
+    case_characters: int = Field(default=1200, ge=100)
+    """Longest text shown of one output; the rest is cut and counted."""

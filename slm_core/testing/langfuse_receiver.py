@@ -1,0 +1,210 @@
+"""A Langfuse on loopback: takes real OTLP protobuf and scores, answers what the package asks.
+
+It answers as Langfuse does, one habit included: a span sent twice is there twice. Faults are
+scripted, one per upload, so that a test can lose an answer after the spans were taken.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any, Literal, Self
+from urllib.parse import parse_qs, urlsplit
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+from slm_core.tracing import LangfuseConfig
+
+UPLOADS = "/api/public/otel/v1/traces"
+Fault = int | Literal["take and close", "close"]
+"""An HTTP status to refuse with, or a connection closed with or without taking the spans."""
+
+
+@dataclass(frozen=True)
+class ReceivedSpan:
+    """One span as it arrived, its attributes decoded."""
+
+    id: str
+    trace_id: str
+    parent_id: str | None
+    name: str
+    start_ns: int
+    end_ns: int
+    failed: bool
+    attributes: dict[str, Any]
+    resource: dict[str, Any]
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class LangfuseReceiver:
+    """The server; a context manager. Attributes hold what arrived."""
+
+    def __init__(
+        self,
+        *,
+        public_key: str = "pk-lf-test",
+        secret_key: str = "sk-lf-test",
+        version: str = "4.60.0",
+        shown_after_seconds: float = 0.0,
+        can_read_back: bool = True,
+    ) -> None:
+        self.public_key = public_key
+        self.secret_key = secret_key
+        self.version = version
+        self.shown_after_seconds = shown_after_seconds
+        self.can_read_back = can_read_back
+        self.spans: list[ReceivedSpan] = []
+        self.scores: dict[str, dict[str, Any]] = {}
+        self.uploads: list[dict[str, str]] = []
+        """Headers of each upload, in lower case."""
+        self.upload_faults: deque[Fault] = deque()
+        self.score_faults: deque[int] = deque()
+        receiver = self
+
+        class Handler(_Handler):
+            owner = receiver
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+
+    @property
+    def base_url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def config(self, **changes: Any) -> LangfuseConfig:
+        """Return a configuration with the right keys and short waits."""
+        values = {
+            "public_key": self.public_key,
+            "secret_key": self.secret_key,
+            "base_url": self.base_url,
+            "timeout_seconds": 2.0,
+            "confirm_seconds": 0.0,
+        }
+        return LangfuseConfig(**(values | changes))
+
+    def __enter__(self) -> Self:
+        Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: LangfuseReceiver
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        if address.path == "/api/public/health":
+            self._answer(200, {"status": "OK", "version": self.owner.version})
+        elif not self._known_keys():
+            self._answer(401, {"message": "Invalid credentials"})
+        elif address.path == "/api/public/projects":
+            project = {"id": "p1", "name": "test", "metadata": {}}
+            project["organization"] = {"id": "o1", "name": "test"}
+            self._answer(200, {"data": [project]})
+        elif address.path == "/api/public/v2/observations" and self.owner.can_read_back:
+            self._answer(200, self._observations(parse_qs(address.query)))
+        else:
+            self._answer(404, {"message": "Not found"})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if not self._known_keys():
+            self._answer(401, {"message": "Invalid credentials"})
+        elif self.path == UPLOADS:
+            self._take_spans(body)
+        elif self.path == "/api/public/scores":
+            self._take_scores(body)
+        else:
+            self._answer(404, {"message": "Not found"})
+
+    def _take_spans(self, body: bytes) -> None:
+        self.owner.uploads.append({key.lower(): value for key, value in self.headers.items()})
+        fault = self.owner.upload_faults.popleft() if self.owner.upload_faults else None
+        if fault is None or fault == "take and close":
+            if self.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            self.owner.spans += _decode(ExportTraceServiceRequest.FromString(body))
+        if isinstance(fault, int):
+            self._answer(fault, {"message": "scripted"})
+        elif fault is None:
+            self._answer(200, {})
+        else:
+            self.close_connection = True  # the client sees no answer
+
+    def _take_scores(self, body: bytes) -> None:
+        if self.owner.score_faults:
+            self._answer(self.owner.score_faults.popleft(), {"message": "scripted"})
+            return
+        for score in json.loads(body):
+            self.owner.scores[score["id"]] = score
+        self._answer(202, {"message": "Accepted"})
+
+    def _observations(self, query: dict[str, list[str]]) -> dict[str, Any]:
+        shown = [
+            {
+                "id": span.id,
+                "traceId": span.trace_id,
+                "projectId": "p1",
+                "type": "SPAN",
+                "startTime": "2026-01-01T00:00:00Z",
+            }
+            for span in self.owner.spans
+            if span.trace_id == query["traceId"][0]
+            and time.monotonic() - span.arrived >= self.owner.shown_after_seconds
+        ]
+        return {"data": shown, "meta": {}}
+
+    def _known_keys(self) -> bool:
+        keys = f"{self.owner.public_key}:{self.owner.secret_key}".encode()
+        return self.headers.get("authorization") == f"Basic {base64.b64encode(keys).decode()}"
+
+    def _answer(self, status: int, value: dict[str, Any]) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _decode(request: ExportTraceServiceRequest) -> list[ReceivedSpan]:
+    return [
+        ReceivedSpan(
+            id=span.span_id.hex(),
+            trace_id=span.trace_id.hex(),
+            parent_id=span.parent_span_id.hex() or None,
+            name=span.name,
+            start_ns=span.start_time_unix_nano,
+            end_ns=span.end_time_unix_nano,
+            failed=span.status.code == span.status.STATUS_CODE_ERROR,
+            attributes=_values(span.attributes),
+            resource=_values(group.resource.attributes),
+        )
+        for group in request.resource_spans
+        for scope in group.scope_spans
+        for span in scope.spans
+    ]
+
+
+def _values(attributes: Any) -> dict[str, Any]:
+    pairs: list[KeyValue] = list(attributes)
+    return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def _value(value: AnyValue) -> Any:
+    kind = value.WhichOneof("value")
+    return getattr(value, kind) if kind else None

@@ -1,0 +1,70 @@
+"""``events.jsonl``: one line per logged step, written by the worker, followed by the parent."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from slm_core.records import LossPoint
+from slm_core.training.durable import write_file
+
+log = logging.getLogger(__name__)
+
+
+class StepEvent(LossPoint):
+    """A logged step, and how far the run is."""
+
+    total_steps: int
+    eta_seconds: float
+    """Expected time to the last step."""
+
+    def point(self) -> LossPoint:
+        """Return the part that stays in the adapter's record."""
+        return LossPoint(**self.model_dump(include=set(LossPoint.model_fields)))
+
+
+class EventFile:
+    """Reads the events that were added since the last look; knows half-written lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read_new(self) -> list[StepEvent]:
+        """Return the whole lines added since the last call."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            added = file.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [event for line in whole.splitlines() if (event := _parse(line))]
+
+
+def read_events(path: Path) -> list[StepEvent]:
+    """Return every event of the file."""
+    return EventFile(path).read_new()
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Remove the events of later steps: they will be taken, and logged, again."""
+    kept = [event for event in read_events(path) if event.step <= step]
+    fresh = path.with_name(f"{path.name}.new")
+    write_file(fresh, b"".join(line(event) for event in kept))
+    fresh.replace(path)
+
+
+def line(event: StepEvent) -> bytes:
+    """Return the event as a line of the file."""
+    return event.model_dump_json().encode() + b"\n"
+
+
+def _parse(raw: bytes) -> StepEvent | None:
+    try:
+        return StepEvent.model_validate_json(raw)
+    except ValidationError:
+        log.warning("unreadable event skipped bytes=%d", len(raw))
+        return None

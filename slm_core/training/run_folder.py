@@ -1,0 +1,161 @@
+"""The run directory: what parent and worker tell each other, and the lock that guards it.
+
+lock               held while a trainer, or a worker it left behind, is alive
+spec.json          what the run learns; a resumed run must say the same
+job.json           the parent's order to the present worker
+attempts.json      one entry per worker process
+events.jsonl       one line per logged step
+worker.log         everything the workers wrote
+error.json         why the last worker refused, if it did
+checkpoints/       see checkpoints.py
+tensorboard/       event files
+training_summary.json
+adapter/           present only when the run is finished
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slm_core.errors import ConfigError, RunBusy, SpecChanged
+from slm_core.records import Attempt, Record
+from slm_core.training.durable import write_json
+from slm_core.training.plan import Plan
+from slm_core.training.spec import TrainingSpec
+
+# A worker whose parent was killed is killed with it, but needs a moment to be gone.
+_LOCK_WAIT_SECONDS = 1.0
+
+
+class Identity(Record):
+    """What a run learns. Two runs of equal identity make the same adapter."""
+
+    run_id: str
+    dataset_id: str
+    files: dict[str, str]
+    """Dataset file to SHA-256."""
+    base_sha256: str
+    spec_digest: str
+    spec: TrainingSpec
+
+
+class Job(Record):
+    """The order to one worker. All paths are absolute."""
+
+    identity: Identity
+    attempt: int
+    parent_pid: int
+    """The worker ends when this process is no longer its parent."""
+    dataset_path: str
+    model_folder: str
+    resume_from: str | None
+    """Checkpoint folder to continue from."""
+    plan: Plan
+
+
+class RunFolder:
+    """Paths of one run, and the few files that parent and worker share."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.events = self.path / "events.jsonl"
+        self.log = self.path / "worker.log"
+        self.error = self.path / "error.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.summary = self.path / "training_summary.json"
+        self.adapter = self.path / "adapter"
+        self._identity = self.path / "spec.json"
+        self._attempts = self.path / "attempts.json"
+        self._job = self.path / "job.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[int]:
+        """Keep every other trainer out; yield the lock's handle for the worker to share.
+
+        Raises:
+            RunBusy: another trainer, or its worker, is at work in this folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+            while not _try_lock(handle):
+                if time.monotonic() > deadline:
+                    raise RunBusy(
+                        f"Another trainer is at work in {self.path}; wait for it or stop it."
+                    )
+                time.sleep(0.05)
+            yield handle
+        finally:
+            os.close(handle)
+
+    def settle_identity(self, identity: Identity) -> None:
+        """Write down what this run learns, or compare with what it began with.
+
+        Raises:
+            SpecChanged: they differ; every key that does is named with both values.
+        """
+        if not self._identity.is_file():
+            write_json(self._identity, identity.model_dump(mode="json"))
+            return
+        before = _flat(json.loads(self._identity.read_text("utf-8")))
+        now = _flat(identity.model_dump(mode="json"))
+        changed = {
+            key: (before.get(key), now.get(key))
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and key != "spec_digest"
+        }
+        if changed:
+            raise SpecChanged(
+                f"The run in {self.path} began with other values for {', '.join(changed)}. "
+                "Resume it with those, or train in a new run directory.",
+                changed=changed,
+            )
+
+    def read_attempts(self) -> list[Attempt]:
+        """Return the attempts so far, oldest first."""
+        if not self._attempts.is_file():
+            return []
+        return [Attempt.model_validate(a) for a in json.loads(self._attempts.read_text("utf-8"))]
+
+    def write_attempts(self, attempts: list[Attempt]) -> None:
+        """Replace the list of attempts."""
+        write_json(self._attempts, [attempt.model_dump(mode="json") for attempt in attempts])
+
+    def write_job(self, job: Job) -> None:
+        """Leave the order for the worker, and forget the last worker's error."""
+        self.error.unlink(missing_ok=True)
+        write_json(self._job, job.model_dump(mode="json"))
+
+    def read_job(self) -> Job:
+        """Return the parent's order.
+
+        Raises:
+            ConfigError: there is none; the worker was not started by ``train``.
+        """
+        if not self._job.is_file():
+            raise ConfigError(f"{self.path} holds no job.json; workers are started by train().")
+        return Job.model_validate_json(self._job.read_bytes())
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+    return flat

@@ -1,0 +1,397 @@
+"""From the spool folder into a real store."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_core.capture import CaptureSpec, WorkflowTracer, drain_spool, usable
+from slm_core.capture.segment import Segment
+from slm_core.errors import CaptureError, StoreUnavailable
+from slm_core.records import Call, DropReason, IngestReport
+from slm_core.store import Store, open_store
+
+pytestmark = pytest.mark.integration
+
+AGENT: dict[str, Any] = {"agent_type": "sub-agent", "agent_name": "booking", "model_used": "gpt-4o"}
+SMALL = CaptureSpec(segment_bytes=16384, strict=True)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{tmp_path}/slm.db") as store:
+        yield store
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    return folder
+
+
+def tracer_for(spool: Path) -> WorkflowTracer:
+    return WorkflowTracer(SMALL, spool_dir=spool)
+
+
+def capture(tracer: WorkflowTracer, count: int, **more: Any) -> list[str]:
+    return [
+        tracer.capture_call(
+            **AGENT, user_query=f"question {n}", assistant_response=f"answer {n}", **more
+        )
+        for n in range(count)
+    ]
+
+
+def stored_ids(store: Store) -> list[str]:
+    return [call.id for call in store.calls.select()]
+
+
+def counts_add_up(report: IngestReport) -> bool:
+    return (
+        report.read == report.stored + report.duplicates + report.quarantined
+        and report.stored == report.usable + sum(report.unusable.values())
+    )
+
+
+def test_calls_arrive_once(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        ids = capture(tracer, 2500)
+        report = drain_spool(spool, store)
+        assert sorted(stored_ids(store)) == sorted(ids)
+        assert (report.read, report.stored, report.usable, report.waiting) == (2500,) * 4
+        assert drain_spool(spool, store).read == 0
+        assert len(list(spool.glob("*.seg"))) == 1  # the one its writer still holds
+        ids += capture(tracer, 10, tags={"again": "yes"})
+        assert drain_spool(spool, store).stored == 10
+    assert drain_spool(spool, store).read == 0
+    assert list(spool.glob("*.seg")) == []
+    assert sorted(stored_ids(store)) == sorted(ids)
+
+
+def test_reasons_are_counted(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        capture(tracer, 3)
+        tracer.capture_call(**AGENT, user_query="q", success=False, error="x")
+        tracer.capture_call(**AGENT, user_query="q", assistant_response="a", complete=False)
+        tracer.capture_call(**AGENT, user_query="q", assistant_response="a", source="slm")
+    report = drain_spool(spool, store)
+    assert report.unusable == {
+        DropReason.FAILED: 1,
+        DropReason.INCOMPLETE: 1,
+        DropReason.SLM_ANSWER: 1,
+    }
+    assert report.usable == 3
+    assert counts_add_up(report)
+
+
+def test_another_filter_may_decide(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        capture(tracer, 4)
+    report = drain_spool(
+        spool, store, usable=lambda call: "too dull" if "2" in (call.response or "") else None
+    )
+    assert (report.usable, report.unusable) == (3, {"too dull": 1})
+
+
+def test_idempotency_keys(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        for _ in range(3):
+            capture(tracer, 1, idempotency_key="order-7")
+    report = drain_spool(spool, store)
+    assert (report.read, report.stored, report.duplicates) == (3, 1, 2)
+
+
+class FailingCalls:
+    """The store's calls, failing once after a commit, as a crash right there would."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.failures = 1
+
+    def add(self, *arguments: Any, **options: Any) -> Any:
+        result = self._real.add(*arguments, **options)
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("the connection broke after the commit")
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+class FailingStore:
+    def __init__(self, real: Store) -> None:
+        self.calls = FailingCalls(real.calls)
+        self.quarantine = real.quarantine
+
+
+def test_a_break_after_the_commit_repeats_nothing(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        ids = capture(tracer, 20)
+    failing: Any = FailingStore(store)
+    with pytest.raises(StoreUnavailable):
+        drain_spool(spool, failing)
+    assert len(list(spool.glob("*.seg"))) == 1  # kept: who knows what was committed
+    report = drain_spool(spool, failing)
+    assert (report.read, report.stored) == (0, 0)
+    assert sorted(stored_ids(store)) == sorted(ids)
+    assert list(spool.glob("*.seg")) == []
+
+
+def test_two_drains_at_once_take_turns(store: Store, spool: Path, tmp_path: Path) -> None:
+    with tracer_for(spool) as tracer:
+        ids = capture(tracer, 3000)
+    reports: list[IngestReport] = []
+
+    def drain() -> None:
+        with open_store(f"sqlite:///{tmp_path}/slm.db") as own:
+            reports.append(drain_spool(spool, own))
+
+    threads = [threading.Thread(target=drain) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(report.stored for report in reports) == 3000
+    assert sum(report.duplicates for report in reports) == 0
+    assert sorted(stored_ids(store)) == sorted(ids)
+
+
+def test_damage_is_quarantined_and_the_segment_kept(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        capture(tracer, 10)
+    (segment,) = spool.glob("*.seg")
+    data = bytearray(segment.read_bytes())
+    at = data.index(b"answer 4")
+    data[at] = 0xFF
+    segment.write_bytes(data)
+    report = drain_spool(spool, store)
+    assert (report.read, report.stored, report.quarantined) == (10, 9, 1)
+    (row,) = store.quarantine.list()
+    assert row.reason == "checksum does not match"
+    assert row.source.startswith(f"{segment.name}:")
+    assert "nswer 4" in row.raw
+    assert not segment.exists()
+    assert (spool / "damaged" / segment.name).read_bytes() == data
+
+
+def write_segment(spool: Path, *bodies: bytes) -> None:
+    segment = Segment(spool / "foreign-000001.seg", 4 * 1024 * 1024)
+    for body in bodies:
+        segment.append(body)
+    segment.close()
+
+
+def test_frames_that_are_no_calls_are_quarantined(store: Store, spool: Path) -> None:
+    write_segment(spool, b"not json", b"[1, 2]", b'{"id": "1"}', b'"' + b"x" * 100_000 + b'"')
+    report = drain_spool(spool, store)
+    assert (report.read, report.quarantined) == (4, 4)
+    assert all(row.reason.startswith("not a call: ") for row in store.quarantine.list())
+    assert max(len(row.raw) for row in store.quarantine.list()) == 64 * 1024
+    assert (spool / "damaged" / "foreign-000001.seg").exists()  # one row was cut
+
+
+def test_a_call_that_no_database_holds_stops_no_other(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        ids = capture(tracer, 5)
+        tracer.capture_call(**AGENT, user_query="q", prompt_tokens=2**70, completion_tokens=1)
+        ids += capture(tracer, 5, tags={"x": "y"})
+    report = drain_spool(spool, store)
+    assert sorted(stored_ids(store)) == sorted(ids)
+    assert (report.read, report.stored, report.quarantined) == (11, 10, 1)
+    assert counts_add_up(report)
+    assert list(spool.glob("*.seg")) == []
+
+
+def test_any_text_reaches_the_store(store: Store, spool: Path) -> None:
+    texts = ["", "\x00", "\ud800 lone", "x" * 1_000_000, "\U0001f600", "\\u0000"]
+    arguments = {"huge": 2**80, "\udfff": [None, 1.5]}
+    with WorkflowTracer(CaptureSpec(strict=True), spool_dir=spool) as tracer:
+        for text in texts:
+            tracer.capture_call(
+                **AGENT,
+                user_query=text,
+                assistant_response=text,
+                tool_calls=[{"name": "f", "arguments": arguments}],
+            )
+    assert drain_spool(spool, store).stored == len(texts)
+    calls = list(store.calls.select())
+    assert [call.response for call in calls] == texts
+    assert [call.messages[0].content for call in calls] == texts
+    assert all(call.tool_calls[0].arguments == arguments for call in calls)
+
+
+def line(**changes: Any) -> str:
+    call = {
+        "agent_type": "sub-agent",
+        "agent_name": "booking",
+        "model": "gpt-4o",
+        "messages": [{"role": "user", "content": "q"}],
+        "response": "a",
+    }
+    return json.dumps({**call, **changes})
+
+
+def test_json_lines_with_garbage(store: Store, spool: Path) -> None:
+    good = [
+        line(),
+        line(id="7", conversation_id="c", created_at="2026-01-02T03:04:05"),
+        json.dumps({**AGENT, "system_prompt": "s", "user_query": "q", "assistant_response": "b"}),
+        line(
+            response=None,
+            messages=[{"role": "developer", "content": [{"type": "text", "text": "t"}]}],
+            tools=[{"type": "function", "function": {"name": "f", "description": "d"}}],
+            tool_calls=[{"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}],
+        ),
+    ]
+    bad = [
+        "{",
+        "[]",
+        "null",
+        line(agent_name=None),
+        line(surprise=1),
+        line(prompt_tokens=float("nan")),
+        "{" * 100_000,
+        line(tools=[{"name": "f", "parameters": {"maximum": 1e400}}]).replace("Infinity", "1e400"),
+    ]
+    text = "\n".join([*good, "", *bad, good[1]]).encode()
+    (spool / "other.jsonl").write_bytes(text + b"\n\xff\xfe\n")
+    report = drain_spool(spool, store)
+    assert (report.read, report.stored) == (len(good) + len(bad) + 2, len(good))
+    assert (report.duplicates, report.quarantined) == (1, len(bad) + 1)
+    assert counts_add_up(report)
+    assert (spool / "done" / "other.jsonl").exists()
+    sources = {row.source for row in store.quarantine.list()}
+    assert sources == {f"other.jsonl:{n}" for n in [*range(6, 14), 15]}
+    calls = {call.response: call for call in store.calls.select()}
+    assert store.calls.get("7").created_at.isoformat() == "2026-01-02T03:04:05+00:00"
+    assert [m.role for m in calls["b"].messages] == ["system", "user"]
+    assert calls[None].tool_calls[0].arguments == {"x": 1}
+    assert calls[None].success
+
+
+def test_a_file_read_twice_adds_nothing(store: Store, spool: Path) -> None:
+    for name in ("a.jsonl", "a.jsonl", "b.jsonl"):
+        (spool / name).write_text(line() + "\n")
+        drain_spool(spool, store)
+    assert store.calls.count() == 1
+    assert sorted(path.name for path in (spool / "done").iterdir()) == [
+        "a.1.jsonl",
+        "a.jsonl",
+        "b.jsonl",
+    ]
+
+
+def test_an_id_that_belongs_to_another_call_is_quarantined(store: Store, spool: Path) -> None:
+    (spool / "a.jsonl").write_text("\n".join([line(id="1"), line(id="1", response="other")]))
+    report = drain_spool(spool, store)
+    assert (report.stored, report.quarantined) == (1, 1)
+    assert store.calls.get("1").response == "a"
+
+
+def test_an_empty_or_missing_folder(store: Store, tmp_path: Path) -> None:
+    assert drain_spool(tmp_path / "none" / "yet", store) == IngestReport()
+
+
+def test_files_that_are_not_ours_stay(store: Store, spool: Path) -> None:
+    (spool / "notes.txt").write_text("hello")
+    (spool / "new.jsonl.part").write_text(line())
+    drain_spool(spool, store)
+    assert {path.name for path in spool.iterdir()} == {"notes.txt", "new.jsonl.part", "drain.lock"}
+
+
+def test_a_folder_that_cannot_be_read(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CaptureError, match="cannot be drained"):
+        drain_spool(tmp_path / "file" / "spool", store)
+
+
+def test_progress_is_told(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        capture(tracer, 100)
+    (spool / "a.jsonl").write_text(line())
+    told: list[tuple[int, int, str]] = []
+    drain_spool(spool, store, on_progress=lambda *what: told.append(what))
+    files = told[0][1]
+    assert [done for done, _, _ in told] == list(range(files + 1))
+    assert told[-2][2] == "a.jsonl"
+
+
+def test_a_writer_is_drained_while_it_writes(store: Store, spool: Path) -> None:
+    ids: list[str] = []
+    tracer = tracer_for(spool)
+    stop = time.monotonic() + 1.0
+
+    def write() -> None:
+        while time.monotonic() < stop:
+            ids.extend(capture(tracer, 20))
+            time.sleep(0.005)
+        tracer.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    reports = []
+    while thread.is_alive():
+        reports.append(drain_spool(spool, store))
+    thread.join()
+    reports.append(drain_spool(spool, store))
+    assert sum(report.stored for report in reports) == len(ids)
+    assert sum(report.duplicates + report.quarantined + report.torn for report in reports) == 0
+    assert sorted(stored_ids(store)) == sorted(ids)
+
+
+def hermes_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("filter_", [usable, lambda call: None if call.success else "bad"])
+def test_training_file(tmp_path: Path, filter_: Callable[[Call], str | None]) -> None:
+    with tracer_for(tmp_path / "spool") as tracer:
+        tracer.capture_call(
+            **AGENT,
+            system_prompt="be brief",
+            messages=[
+                {"role": "user", "content": "q1"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"name": "look", "arguments": {"x": "é"}}],
+                },
+                {"role": "tool", "content": "r"},
+            ],
+            tools=[{"name": "look", "description": "d"}],
+            tool_calls=[{"name": "look", "arguments": {"y": [1]}}],
+        )
+        capture(tracer, 2)
+        tracer.capture_call(**AGENT, user_query="q", success=False)
+        tracer.capture_call(**{**AGENT, "agent_name": "other"}, user_query="q", success=False)
+        written = tracer.generate_training_dataset(
+            tmp_path / "out", agent_name="booking", usable=filter_
+        )
+        again = tracer.generate_training_dataset(tmp_path / "again", agent_name="booking")
+    assert (written.calls, written.rows, sum(written.left_out.values())) == (4, 3, 1)
+    rows = hermes_rows(written.path)
+    first = next(row for row in rows if row["tools"] != "[]")
+    assert first["conversations"] == [
+        {"from": "system", "value": "be brief"},
+        {"from": "human", "value": "q1"},
+        {"from": "gpt", "value": '<tool_call name="look">{"x": "é"}</tool_call>'},
+        {"from": "tool", "value": "r"},
+        {"from": "gpt", "value": '<tool_call name="look">{"y": [1]}</tool_call>'},
+    ]
+    assert [tool["name"] for tool in json.loads(first["tools"])] == ["look"]
+    assert again.path.read_bytes() == written.path.read_bytes()
+
+
+def test_training_file_leaves_out_broken_unicode(tmp_path: Path) -> None:
+    with tracer_for(tmp_path / "spool") as tracer:
+        tracer.capture_call(**AGENT, user_query="\ud800", assistant_response="a")
+        written = tracer.generate_training_dataset(tmp_path / "out")
+    assert written.left_out == {DropReason.ENCODING: 1}
+    assert written.path.read_bytes() == b""

@@ -1,0 +1,166 @@
+"""`make up` and `make down` with real processes: PostgreSQL, a Prefect server and two workers.
+
+A newer SQLAlchemy once stopped the scheduler while everything looked healthy; only runs
+that appear on their own show that it works. The project is a small one of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from slm_core.errors import StackError
+from slm_core.local_stack import LocalStack
+from slm_core.local_stack.ports import is_free
+from slm_core.local_stack.processes import ProcessId, is_alive
+from slm_core.settings import Settings
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+REPOSITORY = Path(__file__).parents[2]
+
+FLOW = """
+import json, os, subprocess, sys
+from prefect import flow
+
+@flow(name="tick")
+def tick(child: bool = False) -> None:
+    saw = {"cwd": os.getcwd(), "database": os.environ["SLM_DATABASE_URL"]}
+    if child:  # as a trainer would be: in a session of its own, and outliving the flow
+        sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+        saw["child"] = subprocess.Popen(sleeper, start_new_session=True).pid
+    with open(os.path.join(os.environ["SLM_HOME"], "saw.json"), "w") as file:
+        json.dump(saw, file)
+"""
+DEPLOYMENTS = """
+pull:
+  - prefect.deployments.steps.set_working_directory:
+      directory: "{{ $SLM_REPO }}"
+deployments:
+  - name: cron
+    entrypoint: flows/count_ticks.py:tick
+    work_pool: {name: slm, work_queue_name: control}
+    schedules:
+      - {slug: yearly, cron: "0 0 1 1 *", timezone: UTC}
+  - name: gpu
+    entrypoint: flows/count_ticks.py:tick
+    work_pool: {name: slm, work_queue_name: gpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """A stack that is up, for all tests of this file; the last one takes it down."""
+    project = tmp_path_factory.mktemp("project")
+    (project / "flows").mkdir()
+    (project / "flows" / "count_ticks.py").write_text(FLOW)
+    (project / "prefect.yaml").write_text(DEPLOYMENTS)
+    (project / "deployments").symlink_to(REPOSITORY / "deployments")
+    environ = {
+        "SLM_HOME": str(tmp_path_factory.mktemp("home")),
+        "AZURE_ENDPOINT": "http://127.0.0.1:9",  # a configured teacher: no model is needed here
+        "PATH": os.environ["PATH"],
+    }
+    stack = LocalStack(Settings.from_env(environ), project)
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+def running(stack: LocalStack) -> dict[str, ProcessId]:
+    return {part.name: part.process for part in stack.status() if part.running}
+
+
+def api(stack: LocalStack, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    port = {part.name: part.port for part in stack.status()}["prefect"]
+    address = f"http://127.0.0.1:{port}/api{path}"
+    return httpx.request(method, address, json=body, timeout=30).raise_for_status().json()
+
+
+def eventually(check: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.3)
+    return found
+
+
+def test_the_scheduler_creates_the_runs_of_a_cron(stack: LocalStack) -> None:
+    scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    runs = eventually(lambda: api(stack, "POST", "/flow_runs/filter", scheduled), seconds=75)
+    assert all(run["auto_scheduled"] for run in runs)
+
+
+def test_a_worker_completes_a_run_with_the_settings_of_the_stack(stack: LocalStack) -> None:
+    deployment = api(stack, "GET", "/deployments/name/tick/gpu")
+    parameters = {"parameters": {"child": True}}
+    run = api(stack, "POST", f"/deployments/{deployment['id']}/create_flow_run", parameters)
+
+    def ended() -> Any:
+        state = api(stack, "GET", f"/flow_runs/{run['id']}")["state"]
+        return state["type"] in ("COMPLETED", "FAILED", "CRASHED") and state
+
+    state = eventually(ended, seconds=60)
+    assert state["type"] == "COMPLETED", state["message"]
+    saw = json.loads((stack.settings.home / "saw.json").read_text())
+    assert saw["cwd"] == str(stack.project)
+    assert saw["database"].startswith("postgresql+psycopg://")
+    assert saw["database"].endswith("/slm")
+
+
+def test_the_gpu_queue_lets_one_run_through_at_a_time(stack: LocalStack) -> None:
+    assert api(stack, "GET", "/work_pools/slm/queues/gpu")["concurrency_limit"] == 1
+
+
+def test_up_again_leaves_running_parts_alone(stack: LocalStack) -> None:
+    before = running(stack)
+    assert list(before) == ["postgres", "prefect", "worker-gpu", "worker-control"]
+    stack.up()
+    assert running(stack) == before
+
+
+def test_up_starts_a_dead_part_again_and_only_that(stack: LocalStack) -> None:
+    before = running(stack)
+    psutil.Process(before["worker-control"].pid).kill()
+    eventually(lambda: "worker-control" not in running(stack), seconds=5)
+    stack.up()
+    after = running(stack)
+    assert after.pop("worker-control") != before.pop("worker-control")
+    assert after == before
+
+
+def test_two_commands_at_once_are_refused(stack: LocalStack) -> None:
+    with (stack.home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StackError, match="is at work"):
+            stack.down()
+
+
+def test_the_prefect_command_finds_the_stack(stack: LocalStack) -> None:
+    port = {part.name: part.port for part in stack.status()}["prefect"]
+    assert f"http://127.0.0.1:{port}/api" in (stack.project / "prefect.toml").read_text()
+
+
+def test_down_ends_everything_that_up_and_the_runs_started(stack: LocalStack) -> None:
+    parts = stack.status()
+    grandchild = json.loads((stack.settings.home / "saw.json").read_text())["child"]
+    assert psutil.pid_exists(grandchild)
+
+    stack.down()
+
+    assert stack.status() == []
+    assert not any(is_alive(part.process) for part in parts)
+    assert not psutil.pid_exists(grandchild)
+    assert all(is_free(part.port) for part in parts if part.port)
+    assert not (stack.project / "prefect.toml").exists()
+    stack.down()  # nothing left to do is no error

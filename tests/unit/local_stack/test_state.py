@@ -1,0 +1,52 @@
+"""The stack's memory, its ports, and the demo teacher it may need."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from slm_core.errors import StackError
+from slm_core.local_stack.ports import free_port, is_free
+from slm_core.local_stack.processes import ProcessId
+from slm_core.local_stack.state import StackState
+
+
+def test_the_state_comes_back_as_it_was_saved_and_is_private(tmp_path: Path) -> None:
+    file = tmp_path / "stack" / "state.json"
+    state = StackState(ports={"prefect": 4200}, processes={"prefect": ProcessId(7, 1.5)})
+    state.save(file)
+    state.save(file)
+    assert StackState.load(file) == state
+    assert StackState.load(file).processes["prefect"] == ProcessId(7, 1.5)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_stack_that_never_ran_has_an_empty_state_and_a_fresh_key(tmp_path: Path) -> None:
+    first, second = (StackState.load(tmp_path / "state.json") for _ in range(2))
+    assert first.processes == {}
+    assert first.teacher_key != second.teacher_key
+
+
+def test_the_preferred_port_is_taken_only_when_nobody_listens_there() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not is_free(port)
+        assert port < free_port(port) < port + 20
+    assert free_port(port) == port
+
+
+def test_no_free_port_says_what_to_do() -> None:
+    with ExitStack() as sockets:
+        for port in range(47_800, 47_820):
+            taken = sockets.enter_context(socket.socket())
+            with suppress(OSError):  # somebody else's: taken all the same
+                taken.bind(("127.0.0.1", port))
+                taken.listen()
+        with pytest.raises(StackError, match="Stop what listens there"):
+            free_port(47_800)

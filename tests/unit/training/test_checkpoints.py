@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slm_core.errors import CheckpointCorrupt
+from slm_core.training import checkpoints
+
+FILES = {"adapter.safetensors": b"weights", "optimizer.safetensors": b"moments"}
+
+
+def save(folder: Path, *steps: int, keep: int = 9) -> Path:
+    path = folder
+    for step in steps:
+        path = checkpoints.save(folder, step, FILES, {"step": step}, keep=keep)
+    return path
+
+
+def newest_step(folder: Path) -> int:
+    found = checkpoints.newest(folder)
+    assert found is not None
+    return found.step
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray((path / "adapter.safetensors").read_bytes())
+    data[0] ^= 1
+    (path / "adapter.safetensors").write_bytes(bytes(data))
+
+
+def truncate(path: Path) -> None:
+    (path / "optimizer.safetensors").write_bytes(b"mom")
+
+
+def lose_a_file(path: Path) -> None:
+    (path / "adapter.safetensors").unlink()
+
+
+def lose_the_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def tear_the_manifest(path: Path) -> None:
+    (path / "manifest.json").write_bytes(b'{"files": {"adap')
+
+
+def empty_the_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text('{"files": {}}')
+
+
+def change_the_state(path: Path) -> None:
+    (path / "state.json").write_text('{"step": 99}')
+
+
+def test_the_newest_comes_back_with_its_files_and_state(tmp_path: Path) -> None:
+    save(tmp_path, 5, 100, 20)
+    found = checkpoints.newest(tmp_path)
+    assert found is not None
+    assert (found.step, found.state) == (100, {"step": 100})
+    assert {name: (found.path / name).read_bytes() for name in FILES} == FILES
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert checkpoints.newest(tmp_path / "absent") is None
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, 4, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_bit,
+        truncate,
+        lose_a_file,
+        lose_the_manifest,
+        tear_the_manifest,
+        empty_the_manifest,
+        change_the_state,
+    ],
+)
+def test_a_damaged_one_falls_back_to_the_one_before(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(save(tmp_path, 1, 2))
+    assert newest_step(tmp_path) == 1
+
+
+def test_a_damaged_one_does_not_push_out_a_sound_one(tmp_path: Path) -> None:
+    save(tmp_path, 1, keep=2)
+    for step in (2, 3):
+        flip_a_bit(save(tmp_path, step, keep=3))
+    assert newest_step(tmp_path) == 1
+    save(tmp_path, 2, keep=2)
+    assert newest_step(tmp_path) == 2
+    flip_a_bit(tmp_path / "step-00000002")
+    assert newest_step(tmp_path) == 1
+
+
+def test_nothing_sound_is_an_error_and_stays_one(tmp_path: Path) -> None:
+    flip_a_bit(save(tmp_path, 1))
+    flip_a_bit(save(tmp_path, 2))
+    for _ in range(2):
+        with pytest.raises(CheckpointCorrupt, match="remove"):
+            checkpoints.newest(tmp_path)
+
+
+def test_a_half_written_one_is_never_seen(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    draft = tmp_path / "draft-00000002"
+    draft.mkdir()
+    (draft / "adapter.safetensors").write_bytes(b"half")
+    assert newest_step(tmp_path) == 1
+    assert not draft.exists()
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    flip_a_bit(save(tmp_path, 7))
+    save(tmp_path, 7)
+    assert newest_step(tmp_path) == 7
