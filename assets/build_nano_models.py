@@ -61,10 +61,10 @@ class Recipe:
 
 
 STUDENT = Recipe(
-    "nano-student", 192, 5, 6, 512, 320_000, 5, 128, 3e-3, 0.5, 0.45, 0.12, 1000, None, 11
+    "nano-student", 192, 6, 6, 512, 300_000, 5, 128, 3e-3, 0.5, 0.45, 0.10, 2000, None, 11
 )
 TEACHER = Recipe(
-    "nano-teacher", 288, 6, 9, 768, 320_000, 3, 128, 1.5e-3, 0.0, 0.0, 0.0, 250, 0.86, 12
+    "nano-teacher", 288, 6, 9, 768, 200_000, 2, 128, 1.5e-3, 0.0, 0.0, 0.0, 300, 0.80, 12
 )
 
 
@@ -249,8 +249,8 @@ def fit(recipe: Recipe, tokenizer_path: Path, out: Path, workers: int) -> dict[s
             min(1.0, (s + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / steps)))
         ),
     )
-    checks = [e for track in TRACKS for e in generate(5, 150, "traffic", track)]
-    wanted = answer_of if recipe.name == "nano-student" else (lambda e: e.completion)
+    checks = [e for track in TRACKS for e in generate(5, 100, "traffic", track)]
+    wanted = student_answer if recipe.name == "nano-student" else (lambda e: e.completion)
     trace: list[tuple[int, float, float]] = []
     order = torch.Generator().manual_seed(recipe.seed)
     step, stopped = 0, False

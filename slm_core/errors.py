@@ -9,6 +9,7 @@
         RecordNotFound        no such id
       BackendError            a model server refused or answered nonsense
         BackendUnavailable    (retryable) it did not answer at all, or asked us to wait
+          Overloaded          (retryable) it has as many requests as it can queue
         PromptTooLong         the prompt does not fit the model's context
       ModelError              a model folder is missing, incomplete or not what it claims
       DatasetError
@@ -107,6 +108,10 @@ class BackendUnavailable(BackendError):
     """A model server did not answer, or asked us to come back later."""
 
     retryable = True
+
+
+class Overloaded(BackendUnavailable):
+    """A model server has as many requests as it can queue."""
 
 
 class PromptTooLong(BackendError):

@@ -27,8 +27,10 @@ class GreedyBatch:
         self._network = network
         self._device = network.device
         longest = max(map(len, prompts))
-        shared = _shared_length(prompts)
         self._cache = _cache(network.config, len(prompts), longest + room)
+        # A sliding window counts columns, so no padding may stand between a row's tokens.
+        full = all(isinstance(layer, _BufferLayer) for layer in self._cache.layers)
+        shared = _shared_length(prompts) if full else 0
         # Left padding, between the shared start and the rest: rows end side by side.
         padding = torch.tensor([longest - len(prompt) for prompt in prompts])[:, None]
         columns = torch.arange(longest)[None]

@@ -73,8 +73,7 @@ class LocalModel:
             torch.set_num_threads(threads)
         folder = locate_model(str(model_path))
         base_sha256 = check_model_folder(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._renderer = Renderer(tokenizer, prefix)
+        self._renderer = Renderer(_load_tokenizer(folder), prefix)
         self._batch_size = batch_size
         self._name = Path(model_path).name
         adapter = None
@@ -241,6 +240,13 @@ def _device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
 
 
 def _load(folder: Path, device: torch.device, adapter_path: Path | None) -> Any:

@@ -8,6 +8,7 @@ that captures nothing must not look attached.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import weakref
@@ -124,21 +125,32 @@ class _Exchange(NamedTuple):
         without text when the response dies.
         """
         parse = raw.parse
-        self.recording.begin_stream()
+        self.recording.note_answered()
         dropped = weakref.finalize(raw, self.recording.finish)
         dropped.atexit = False
 
         def parsed(*arguments: Any, **options: Any) -> Any:
             dropped.detach()
-            return self.pass_on(parse(*arguments, **options), stream_type)
+            try:
+                value = parse(*arguments, **options)
+            except BaseException as error:
+                self.recording.finish(error)
+                raise
+            return self.pass_on(value, stream_type)
 
         async def parsed_async(*arguments: Any, **options: Any) -> Any:
             dropped.detach()
-            return self.pass_on(await parse(*arguments, **options), stream_type)
+            try:
+                value = await parse(*arguments, **options)
+            except BaseException as error:
+                self.recording.finish(error)
+                raise
+            return self.pass_on(value, stream_type)
 
         raw.parse = parsed_async if inspect.iscoroutinefunction(parse) else parsed
         if raw.http_response.is_closed:  # the whole body is here
-            raw.parse()
+            with contextlib.suppress(Exception):  # the application meets it when it parses
+                raw.parse()
         return raw
 
 

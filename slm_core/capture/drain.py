@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 BATCH = 1000
 """Calls per transaction."""
 _LONGEST_RAW = 64 * 1024
-_ABANDONED_SECONDS = 3600
+_ABANDONED_SECONDS = 60
 
 
 class Row(NamedTuple):
@@ -147,23 +147,23 @@ class _Drain:
             self._add([call for _, call in calls], spool)
         except StoreUnavailable:
             raise
-        except StoreError as error:
-            log.warning("calls are added one by one file=%s: %s", path.name, error.message)
+        except StoreError:
             self._store.calls.count()  # a database that is broken altogether says so here
-            self._quarantine(path, self._add_each(calls))
+            self._quarantine(path, self._add_apart(calls))
             self._add([], spool)
 
-    def _add_each(self, calls: list[tuple[Row, Call]]) -> list[tuple[Row, str]]:
-        """Add calls of which some are beyond the database; return those with the reason."""
-        refused = []
-        for row, call in calls:
-            try:
-                self._add([call], None)
-            except StoreUnavailable:
-                raise
-            except StoreError as error:
-                refused.append((row, error.message))
-        return refused
+    def _add_apart(self, calls: list[tuple[Row, Call]]) -> list[tuple[Row, str]]:
+        """Add what a database can hold, by halving; return the other calls with the reason."""
+        try:
+            self._add([call for _, call in calls], None)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            if len(calls) == 1:
+                return [(calls[0][0], error.message)]
+            middle = len(calls) // 2
+            return self._add_apart(calls[:middle]) + self._add_apart(calls[middle:])
+        return []
 
     def _add(self, calls: list[Call], spool: tuple[str, int] | None) -> None:
         added = self._store.calls.add(calls, self._usable, spool=spool)
@@ -173,8 +173,10 @@ class _Drain:
     def _quarantine(self, path: Path, refused: list[tuple[Row, str]]) -> None:
         if not refused:
             return
-        for row, reason in refused:
-            log.warning("row quarantined source=%s reason=%s", row.source, reason)
+        first, reason = refused[0]
+        log.warning(
+            "rows quarantined count=%d first=%s reason=%s", len(refused), first.source, reason
+        )
         if path.suffix == SUFFIX and any(len(row.raw) > _LONGEST_RAW for row, _ in refused):
             _keep(path)
         self._store.quarantine.add(

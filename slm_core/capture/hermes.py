@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slm_core.prompting.formats import dump_json, render_completion
-from slm_core.records import Call, Message
+from slm_core.records import Call, DropReason, Message
 
 FILE_NAME = "training.jsonl"
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "tool"}
-_UNENCODABLE = "holds NaN or broken Unicode"
 
 
 class TrainingFile(NamedTuple):
@@ -47,7 +46,7 @@ def write_hermes(
                     file.write(_row(call).encode() + b"\n")
                     rows += 1
                 except ValueError:
-                    reason = _UNENCODABLE
+                    reason = DropReason.ENCODING.value
             if reason is not None:
                 left_out[reason] += 1
         file.flush()

@@ -73,8 +73,8 @@ class Recording:
         else:
             self.finish()
 
-    def begin_stream(self) -> None:
-        """Note that the provider answers, with a stream."""
+    def note_answered(self) -> None:
+        """Note that the provider took the request; the answer itself is still to come."""
         self._answered = True
 
     def take(self, chunk: Any) -> bool:

@@ -14,6 +14,7 @@ they are used again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -68,12 +69,7 @@ class Segment:
         self._file = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
-            # Without blocks behind them, pages of a full disk kill the process by SIGBUS.
-            os.posix_fallocate(self._file, 0, size)
-            # Zeros written now make large pages, which later stores find without a page fault
-            # each: 0.4 instead of 3.3 microseconds a call on ext4, for 1 ms per segment.
-            for start in range(0, size, len(_ZEROS)):
-                os.pwrite(self._file, _ZEROS[: size - start], start)
+            _allocate(self._file, size)
             self._map = mmap.mmap(self._file, size, mmap.MAP_SHARED)
             self._map[:START] = _MAGIC
             os.rename(unnamed, path)
@@ -178,6 +174,24 @@ def take_over(path: Path) -> int | None:
         os.close(file)
         return None
     return file
+
+
+def _allocate(file: int, size: int) -> None:
+    """Give the file ``size`` bytes of zeros with blocks behind them.
+
+    A page without a block kills the process by SIGBUS once the disk is full. Zeros that were
+    written also make large pages, which later stores find without a page fault each: 0.4
+    instead of 3.3 microseconds a call on ext4, for 1 ms per segment of 4 MiB.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        os.posix_fallocate(file, 0, size)
+    for start in range(0, size, len(_ZEROS)):
+        zeros = _ZEROS[: size - start]
+        if os.pwrite(file, zeros, start) < len(zeros):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def _read(path: Path) -> bytes:

@@ -2,7 +2,8 @@
 
 Storing a call is two copies into mapped memory under a lock: no system call, because one that
 lets go of the GIL costs a thread 5 ms beside another busy one. Only a full segment, about
-once in 1,500 calls, opens a file.
+once in 1,500 calls, opens a file. The folder belongs on a local disk; on a volume, if it is to
+outlive its container.
 """
 
 from __future__ import annotations
@@ -56,9 +57,6 @@ class Spool:
         block_seconds: float = 5.0,
     ) -> None:
         self.folder = folder
-        self.written = 0
-        self.dropped: Counter[str] = Counter()
-        """Reason to count."""
         self._segment_bytes = segment_bytes
         self._spool_bytes = spool_bytes
         self._on_full = on_full
@@ -71,6 +69,9 @@ class Spool:
         """Set what belongs to this process alone; called again in a forked child."""
         self.generation = secrets.token_hex(8)
         """Differs in every process, forked ones too."""
+        self.written = 0
+        self.dropped: Counter[str] = Counter()
+        """Reason to count."""
         self._ids = count(1)
         self._numbers = count(1)
         self._segment: Segment | None = None
@@ -79,8 +80,6 @@ class Spool:
         self._lock = threading.RLock()
         self._storing = False
         self._postponed: deque[bytes] = deque()
-        self.written = 0
-        self.dropped.clear()
 
     def new_id(self) -> str:
         """Return 32 hexadecimal digits that no other call has: process and counter."""

@@ -20,7 +20,7 @@ class _Traced:
         self._stream = stream
         self._recording = recording
         self._hide_usage = hide_usage
-        recording.begin_stream()
+        recording.note_answered()
         # Not at exit: by then the tracer has closed what is open.
         weakref.finalize(self, recording.finish).atexit = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def status() -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
     try:
         app()
     except SlmError as error:

@@ -84,7 +84,7 @@ def postgres_part(site: Site) -> Part:
     return Part(
         "postgres",
         site.cluster.command(port),
-        environment=postgres.ENVIRONMENT,
+        environment=postgres.ENVIRONMENT | {MARKER: str(site.home)},
         cwd=site.cluster.data.parent,
         ready=lambda _: postgres.answers(site.cluster.url(port)),
         timeout_seconds=60,

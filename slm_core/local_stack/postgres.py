@@ -2,13 +2,14 @@
 
 Only the wheel's binaries are used. PostgreSQL refuses to run as root, so for root it runs
 as the user ``nobody``; what that user cannot reach (a repository under ``/root``, say) is
-placed where it can, and nobody else's permissions are changed. The superuser's password is
+placed under ``/var/lib``, and no folder's permissions are loosened. The superuser's password is
 generated, and there are no Unix sockets.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import random
 import secrets
@@ -23,7 +24,9 @@ from typing import NamedTuple
 
 from slm_core.errors import MissingDependency, StackError
 from slm_core.local_stack.ports import free_port
-from slm_core.local_stack.processes import start, stop, wait_until
+from slm_core.local_stack.processes import ProcessId, start, stop, wait_until
+
+log = logging.getLogger(__name__)
 
 SUPERUSER = "postgres"
 _UNPRIVILEGED = "nobody"
@@ -71,8 +74,7 @@ def prepare_cluster(home: Path) -> Cluster:
     user = _UNPRIVILEGED if os.geteuid() == 0 else None
     home.mkdir(parents=True, exist_ok=True)
     if user is not None and not _can_enter(user, home.parent):
-        home = Path(f"/var/lib/slm-swap{str(home.resolve()).replace('/', '-')}")
-        home.mkdir(exist_ok=True)
+        home = _moved(home)
     if user is not None and not _can_enter(user, binaries):
         binaries = _copy_wheel(binaries, home / "wheel")
     shutil.copytree(_SHARE, home / "share", dirs_exist_ok=True)
@@ -101,22 +103,36 @@ def ensure_database(url: str, name: str) -> None:
 def throwaway_postgres() -> Iterator[str]:
     """Serve an empty, non-durable cluster on a free port; yield its superuser's URL.
 
-    Server and data are gone when the block ends.
+    Server and data are gone when the block ends, and also when this process is killed in it.
     """
     home = Path(tempfile.mkdtemp(prefix="slm-postgres-"))
     try:
         cluster = prepare_cluster(home)
         port = free_port(random.randint(20_000, 30_000))
-        url, log = cluster.url(port), home / "log"
+        url, output = cluster.url(port), home / "log"
         command = cluster.command(port, durable=False)
-        server = start(command, log, environment=ENVIRONMENT, cwd=home, user=cluster.user)
-        try:
-            wait_until(lambda _: answers(url), server, log, what="PostgreSQL", timeout_seconds=30)
-            yield url
-        finally:
-            stop(server, by=FAST_SHUTDOWN, grace_seconds=30)
+        server = start(command, output, environment=ENVIRONMENT, cwd=home, user=cluster.user)
+        with _guard(server, home):
+            try:
+                wait_until(
+                    lambda _: answers(url), server, output, what="PostgreSQL", timeout_seconds=30
+                )
+                yield url
+            finally:
+                stop(server, by=FAST_SHUTDOWN, grace_seconds=30)
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _guard(server: ProcessId, home: Path) -> subprocess.Popen[bytes]:
+    """Start a process that ends the server and deletes ``home`` once our end of a pipe closes."""
+    script = 'read -r _; kill -INT "$0" && while kill -0 "$0"; do sleep 0.1; done; rm -rf "$1"'
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, str(server.pid), str(home)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _wheel_binaries() -> Path:
@@ -129,6 +145,17 @@ def _wheel_binaries() -> Path:
             "No PostgreSQL binaries found. Run: pip install -c constraints.txt -e '.[local]'"
         )
     return found[-1]
+
+
+def _moved(home: Path) -> Path:
+    """The folder that stands in for ``home``; noted there, so that both live and die together."""
+    note = home / "moved-to"
+    if not note.exists():
+        note.write_text(tempfile.mkdtemp(prefix="slm-swap-", dir="/var/lib"))
+        log.info(
+            "postgres data lies in %s: %s cannot enter %s", note.read_text(), _UNPRIVILEGED, home
+        )
+    return Path(note.read_text())
 
 
 def _copy_wheel(binaries: Path, to: Path) -> Path:

@@ -93,10 +93,10 @@ class LocalStack:
             left = [name for name, process in self._state.processes.items() if is_alive(process)]
             if left:
                 raise StackError(f"Still running after SIGKILL: {', '.join(left)}.")
-            self._state_file.unlink(missing_ok=True)
+            if self._prefect_file_text() == _prefect_file(self._state.ports.get("prefect")):
+                self._prefect_file.unlink()
             self.shell_file.unlink(missing_ok=True)
-            if self._prefect_file_is_ours():
-                self._prefect_file.unlink(missing_ok=True)
+            self._state_file.unlink(missing_ok=True)
 
     def status(self) -> list[PartStatus]:
         """Return every part that was started, and whether it still runs."""
@@ -176,15 +176,14 @@ class LocalStack:
         }
         exports = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         write_private(self.shell_file, "".join(exports))
-        if self._prefect_file_is_ours():
-            self._prefect_file.write_text(f'{_GENERATED}[api]\nurl = "{site.api_url}"\n')
+        text = self._prefect_file_text()
+        if text is None or text.startswith(_GENERATED):
+            self._prefect_file.write_text(_prefect_file(site.ports["prefect"]))
         else:
             self._say(f"{self._prefect_file} is yours and stays; source {self.shell_file}")
 
-    def _prefect_file_is_ours(self) -> bool:
-        """Whether prefect.toml is absent or was written here."""
-        file = self._prefect_file
-        return not file.exists() or file.read_text().startswith(_GENERATED)
+    def _prefect_file_text(self) -> str | None:
+        return self._prefect_file.read_text() if self._prefect_file.exists() else None
 
     def _log(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"
@@ -200,3 +199,8 @@ class LocalStack:
                 raise StackError("Another `make up` or `make down` is at work.") from error
             self._state = StackState.load(self._state_file)
             yield
+
+
+def _prefect_file(port: int | None) -> str:
+    """Text of the prefect.toml that points the ``prefect`` command at a stack."""
+    return f'{_GENERATED}[api]\nurl = "http://127.0.0.1:{port}/api"\n'

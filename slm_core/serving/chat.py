@@ -12,9 +12,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
 from slm_core.backends.base import Completion
-from slm_core.errors import ModelError, PromptMismatch, PromptTooLong, SlmError
+from slm_core.errors import ModelError, Overloaded, PromptMismatch, PromptTooLong, SlmError
 from slm_core.serving import wire_answer
-from slm_core.serving.engine import Engine, Overloaded
+from slm_core.serving.engine import Engine
 from slm_core.serving.keeper import Job
 from slm_core.serving.messages import Delta, Done, Event, Failed, ModelSource
 from slm_core.serving.wire_request import BadRequest, read_body
@@ -54,6 +54,8 @@ class Refusal(Exception):
 
 
 class Chat:
+    """Takes chat requests to the engine."""
+
     def __init__(self, engine: Engine, models: Models, limits: Limits) -> None:
         self._engine = engine
         self._models = models
@@ -78,7 +80,7 @@ class Chat:
             body = read_body(await self._read(http))
             request = body.request()
         except BadRequest as error:
-            raise Refusal(400, error.message, param=error.param) from error
+            raise Refusal(400, str(error), param=error.param) from error
         name = body.model if deployment is None else deployment
         source = self.find(name)
         answer = _Answer(asyncio.get_running_loop(), self._limits.timeout_seconds)
@@ -187,8 +189,8 @@ async def _chunks(
             held = ""
         piece = await answer.next()
     message, reason = wire_answer.answer_message(piece, native)
-    if message.get("tool_calls"):
-        yield wire_answer.chunk(head, wire_answer.answer_delta(message))
+    if calls := message.get("tool_calls"):
+        yield wire_answer.chunk(head, wire_answer.calls_delta(calls))
     elif held:
         yield wire_answer.chunk(head, {"content": held})
     yield wire_answer.chunk(head, {}, reason)

@@ -18,20 +18,11 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from slm_core.backends.base import Request
-from slm_core.errors import BackendUnavailable
-from slm_core.serving.messages import (
-    Event,
-    Failed,
-    Load,
-    ModelSource,
-    Run,
-)
+from slm_core.errors import BackendUnavailable, Overloaded
+from slm_core.serving.keeper import Job, WorkerKeeper
+from slm_core.serving.messages import Event, Failed, Load, ModelSource, Run
 
 log = logging.getLogger(__name__)
-
-
-class Overloaded(BackendUnavailable):
-    """The queue is full."""
 
 
 class Health(NamedTuple):

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _IDLE_SECONDS = 0.5
 """How often an idle worker's process is looked at."""
-_CANCEL_SECONDS = 10.0
+_CANCEL_SECONDS = 30.0
 """How long a process may go on with a cancelled answer before it is killed."""
 _LONGEST_PAUSE_SECONDS = 10.0
 """Between two starts of a process that keeps dying."""
@@ -64,13 +64,16 @@ class _Died(Exception):
 
 
 class WorkerKeeper:
-    """One thread that owns one process: feeds it, watches it, replaces it."""
+    """One thread and its process, taking requests from a queue that all keepers share."""
 
     def __init__(
         self, jobs: queue.Queue[Job], closing: threading.Event, command: tuple[str, ...]
     ) -> None:
+        """Prepare the thread; ``command`` is the end of the worker's command line."""
         self.preload: tuple[Load, ...] = ()
+        """Models that every new process loads before it takes a request."""
         self.ready = False
+        """Whether the process can take requests."""
         self._jobs = jobs
         self._closing = closing
         self._command = command
@@ -81,12 +84,20 @@ class WorkerKeeper:
 
     @property
     def pid(self) -> int | None:
+        """Id of the process; None while there is none."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
+        """Start thread and process."""
         self._thread.start()
 
     def wait_started(self) -> None:
+        """Return when the first process is ready.
+
+        Raises:
+            BackendUnavailable: it ended instead.
+            SlmError: as loading a model does.
+        """
         error = self._started.get()
         if isinstance(error, _Died):
             raise BackendUnavailable(f"A model process could not start: it {error}.")
@@ -94,6 +105,7 @@ class WorkerKeeper:
             raise error
 
     def join(self) -> None:
+        """Wait until the thread has ended its process; ``closing`` must be set."""
         if self._thread.ident is not None:
             self._thread.join()
 

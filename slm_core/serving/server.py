@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from slm_core.errors import ConfigError, MissingDependency
+from slm_core.errors import ConfigError, MissingDependency, PromptMismatch
 from slm_core.serving.messages import ModelSource, source_of
 from slm_core.serving.router import FixedModels, LiveModels
 from slm_core.serving.spec import ServingSpec
@@ -153,8 +153,8 @@ def _models(spec: ServingSpec, engine: Engine) -> Iterator[FixedModels | LiveMod
 def _fixed(spec: ServingSpec) -> tuple[str, ModelSource]:
     assert spec.model_path is not None
     name = spec.name or Path(spec.model_path).name
-    variant = None if spec.cep == "auto" else spec.cep
     if spec.adapter_path is None:
+        variant = None if spec.cep == "auto" else spec.cep
         return name, ModelSource(spec.model_path, variant=variant)
     from slm_core.backends.adapter_folder import read_adapter
 
@@ -162,7 +162,12 @@ def _fixed(spec: ServingSpec) -> tuple[str, ModelSource]:
     # Where the folder lies now, not where it was made.
     adapter = read_adapter(folder).model_copy(update={"path": str(folder)})
     source = source_of(adapter, spec.model_path)
-    return name, source if spec.cep == "auto" else source._replace(variant=variant)
+    if spec.cep != "auto" and spec.cep != source.variant:
+        raise PromptMismatch(
+            f"Adapter {adapter.id} was trained with the context prefix "
+            f"{source.variant or 'none'}, not {spec.cep or 'none'}; leave cep at auto."
+        )
+    return name, source
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ def answer_message(completion: Completion, native: bool) -> tuple[dict[str, Any]
 
     With ``native``, a text that is exactly in the ``toolcall`` format becomes tool calls.
     """
-    calls = _calls(completion) if native else ()
+    calls = parse_output(completion.text, "toolcall").calls if native else ()
     if calls:
         message = {"role": "assistant", "content": None, "tool_calls": _wire_calls(calls)}
         return message, "tool_calls"
@@ -43,11 +43,8 @@ def chunk(head: dict[str, Any], delta: dict[str, Any], reason: str | None = None
     return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
 
-def answer_delta(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a whole message as the delta that streams it at once."""
-    calls = message.get("tool_calls", ())
-    if not calls:
-        return {"content": message["content"]}
+def calls_delta(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the tool calls of a message as the delta that streams them at once."""
     return {"tool_calls": [{"index": at, **call} for at, call in enumerate(calls)]}
 
 
@@ -91,10 +88,6 @@ def may_become_call(text: str) -> bool:
     """Return whether ``text``, the start of an answer, may still be a tool call as a whole."""
     start = text.lstrip()
     return start.startswith("<tool_call") or "<tool_call".startswith(start)
-
-
-def _calls(completion: Completion) -> tuple[ToolUse, ...]:
-    return parse_output(completion.text, "toolcall").calls
 
 
 def _wire_calls(calls: Sequence[ToolUse]) -> list[dict[str, Any]]:

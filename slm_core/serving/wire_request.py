@@ -1,4 +1,4 @@
-"""The OpenAI chat form: reads a request strictly, and writes answers and errors.
+"""Reads a chat request in OpenAI's form, strictly.
 
 What it refuses, with a reason: unknown fields, content other than text, and options that
 would change an answer in ways that a greedy model cannot honour (a temperature above 0,
@@ -15,16 +15,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from slm_core.backends.base import Request
-from slm_core.errors import SlmError
 from slm_core.records import Message, Tool, ToolUse
 
+_MOST_PROBLEMS = 10
+"""Told of one request; a wrong message list would otherwise repeat itself at length."""
 
-class BadRequest(SlmError):
+
+class BadRequest(Exception):
     """The request cannot be honoured; ``param`` is the field at fault."""
 
-    @property
-    def param(self) -> str | None:
-        return self.context.get("param")
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class _Strict(BaseModel):
@@ -37,12 +39,12 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
-def _only(*allowed: Any) -> BeforeValidator:
+def _only(allowed: Any) -> BeforeValidator:
     """Refuse a value that would change the answer in a way that is not supported."""
 
     def check(value: Any) -> Any:
-        if value is not None and value not in allowed:
-            shown = " or ".join(json.dumps(one) for one in allowed)
+        if value is not None and value != allowed:
+            shown = json.dumps(allowed)
             raise ValueError(f"only {shown} is supported: answers are greedy, one at a time")
         return value
 
@@ -104,7 +106,7 @@ class ChatBody(_Strict):
 
     model: str = ""
     messages: list[_Turn] = Field(min_length=1)
-    tools: list[_ToolOffer] = []
+    tools: list[_ToolOffer] | None = None
     tool_choice: Literal["auto", "none", "required"] | _NamedTool | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -154,12 +156,14 @@ class ChatBody(_Strict):
         Raises:
             BadRequest: a field's content cannot be put into a prompt.
         """
-        tools = [_tool(offer.function) for offer in self.tools]
+        tools = [_tool(offer.function) for offer in self.tools or ()]
         if isinstance(self.tool_choice, _NamedTool):
             wanted = self.tool_choice.function.name
             tools = [tool for tool in tools if tool.name == wanted]
             if not tools:
-                raise BadRequest(f"tool_choice names {wanted!r}, which is not in tools.")
+                raise BadRequest(
+                    f"tool_choice names {wanted!r}, which is not in tools", param="tool_choice"
+                )
         turns = tuple(_message(turn) for turn in self.messages)
         return Request(turns, tuple(tools), native_tools=self.native)
 
@@ -173,10 +177,11 @@ def read_body(raw: bytes) -> ChatBody:
     try:
         body = ChatBody.model_validate_json(raw)
     except ValidationError as error:
-        problems = [f"{_place(p['loc'])}{p['msg']}" for p in error.errors(include_url=False)]
-        first = error.errors(include_url=False)[0]["loc"]
-        param = str(first[0]) if first else None
-        raise BadRequest("; ".join(problems[:10]), param=param) from None
+        found = error.errors(include_url=False)
+        problems = [_place(p["loc"]) + p["msg"].removeprefix("Value error, ") for p in found]
+        place = found[0]["loc"]
+        param = str(place[0]) if place else None
+        raise BadRequest("; ".join(problems[:_MOST_PROBLEMS]), param=param) from None
     if any(not stop for stop in body.stops) or len(body.stops) > 4:
         raise BadRequest("stop takes up to four strings, none empty", param="stop")
     return body

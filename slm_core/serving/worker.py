@@ -16,6 +16,7 @@ from collections import OrderedDict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from slm_core.backends.model_folder import check_model_folder, locate_model
 from slm_core.errors import BackendError, SlmError
 from slm_core.prompting.prefix import get_prefix
 from slm_core.serving.messages import Cancel, Delta, Done, Failed, Load, ModelSource, Run
@@ -79,6 +80,8 @@ class Worker:
         if source in self._models:
             self._models.move_to_end(source)
             return self._models[source]
+        # Before seconds of imports: the hashes are kept, so this is not done twice.
+        check_model_folder(locate_model(source.model_path))
         from slm_core.backends.local import LocalModel
 
         if len(self._models) >= self._most:

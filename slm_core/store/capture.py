@@ -1,7 +1,6 @@
-"""Captured calls: what they cost in a narrow table, what they said in another.
+"""Captured calls: added once each, usable or not, and never changed.
 
-Texts are kept by their hash. A system prompt or a set of tools that comes with every call of
-an agent is stored once.
+Whether a call may become an example is decided when it is added, and kept with the reason.
 """
 
 from __future__ import annotations
@@ -9,24 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from slm_core.errors import RecordNotFound, StoreError
-from slm_core.records import Call, CallStats, DropReason, sha256_hex
+from slm_core.records import Call, CallStats, DropReason
 from slm_core.store import schema
-from slm_core.store.encoding import from_json, to_json
 from slm_core.store.engine import Database
-
-_BATCH = 1000
-"""Calls per statement; databases limit the parameters of one."""
+from slm_core.store.packing import BATCH, Packed, call_rows, pack, unpacked
 
 _calls = schema.calls
-_PLAIN = tuple(c.name for c in _calls.c if c.name in Call.model_fields and c.name != "tags")
-"""Fields of a call that are columns as they are."""
-_BODIES = {part: schema.call_bodies.alias(part) for part in ("system", "tools", "exchange")}
 
 
 class AddResult(NamedTuple):
@@ -69,8 +62,8 @@ class Calls:
             StoreError: a call cannot be said in JSON, or its id is taken by a call with another
                 question or answer. ``context["call_ids"]`` names it; nothing was stored.
         """
-        packed = [_pack(call, usable(call)) for call in calls]
-        stored: list[_Packed] = []
+        packed = [pack(call, usable(call)) for call in calls]
+        stored: list[Packed] = []
         with self._database.write(alone=True) as connection:
             for batch in _batches(packed):
                 stored += self._add(connection, batch)
@@ -92,8 +85,7 @@ class Calls:
         Raises:
             RecordNotFound: there is none.
         """
-        with self._database.read() as connection:
-            row = connection.execute(_whole().where(_calls.c.id == call_id)).mappings().first()
+        row = next(call_rows(self._database, _calls.c.id == call_id), None)
         if row is None:
             raise RecordNotFound(f"The store holds no call {call_id!r}.")
         return unpacked(row)
@@ -169,12 +161,12 @@ class Calls:
         with self._database.read() as connection:
             return [CallStats(**row) for row in connection.execute(statement).mappings()]
 
-    def _add(self, connection: sa.Connection, batch: list[_Packed]) -> list[_Packed]:
+    def _add(self, connection: sa.Connection, batch: list[Packed]) -> list[Packed]:
         """Store what is new in ``batch`` and return it; nobody else is adding meanwhile."""
         digests = _digests_by_id(connection, [one.row["id"] for one in batch])
         keys = _known_keys(connection, [one.key for one in batch if one.key])
         taken = _usable_digests(connection, [one.row["digest"] for one in batch])
-        new: list[_Packed] = []
+        new: list[Packed] = []
         for one in batch:
             row = one.row
             if row["id"] in digests:
@@ -212,86 +204,6 @@ class Calls:
             return connection.scalar(statement) or 0
 
 
-def call_rows(database: Database, *conditions: sa.ColumnElement[bool]) -> Iterator[sa.RowMapping]:
-    """Yield the rows of calls, with their texts, in the order of their ids.
-
-    They are read page by page, so that a slow reader holds no transaction open.
-    """
-    page = _whole().where(*conditions).order_by(_calls.c.id).limit(_BATCH)
-    statement = page
-    while True:
-        with database.read() as connection:
-            rows = connection.execute(statement).mappings().all()
-        yield from rows
-        if len(rows) < _BATCH:
-            return
-        statement = page.where(_calls.c.id > rows[-1]["id"])
-
-
-class _Packed(NamedTuple):
-    """A call as it will lie in the database."""
-
-    row: dict[str, Any]
-    bodies: dict[str, str]
-    """Texts by their hash."""
-
-    @property
-    def key(self) -> tuple[str, str] | None:
-        """Return what is unique beside the id: the agent and its idempotency key."""
-        key = self.row["idempotency_key"]
-        return None if key is None else (self.row["agent_name"], key)
-
-
-def _pack(call: Call, unusable: str | None) -> _Packed:
-    try:
-        parts = {part: to_json(value) for part, value in _parts(call).items()}
-        row = {name: getattr(call, name) for name in _PLAIN}
-        row |= {"tags": to_json(call.tags), "digest": call.digest(), "unusable": unusable}
-    except (StoreError, ValueError) as error:
-        raise StoreError(
-            f"Call {call.id!r} cannot be stored: {error}", call_ids=(call.id,)
-        ) from error
-    hashes = {part: sha256_hex(text) for part, text in parts.items()}
-    row |= {f"{part}_sha256": sha256 for part, sha256 in hashes.items()}
-    return _Packed(row, {hashes[part]: text for part, text in parts.items()})
-
-
-def _parts(call: Call) -> dict[str, Any]:
-    """Return the texts of a call: the two that repeat from call to call, and the rest."""
-    system = list(takewhile(lambda message: message.role == "system", call.messages))
-    return {
-        "system": [message.model_dump() for message in system],
-        "tools": [tool.model_dump() for tool in call.tools],
-        "exchange": {
-            "messages": [m.model_dump() for m in call.messages[len(system) :]],
-            "response": call.response,
-            "tool_calls": [use.model_dump() for use in call.tool_calls],
-        },
-    }
-
-
-def _whole() -> sa.Select[Any]:
-    """Return the query for calls with their texts."""
-    joined: sa.FromClause = _calls
-    for part, bodies in _BODIES.items():
-        joined = joined.join(bodies, _calls.c[f"{part}_sha256"] == bodies.c.sha256)
-    texts = (bodies.c.body.label(f"{part}_body") for part, bodies in _BODIES.items())
-    return sa.select(_calls, *texts).select_from(joined)
-
-
-def unpacked(row: sa.RowMapping) -> Call:
-    """Return the call that a row of ``call_rows`` holds."""
-    exchange = from_json(row["exchange_body"])
-    return Call(
-        **{name: row[name] for name in _PLAIN},
-        messages=from_json(row["system_body"]) + exchange["messages"],
-        tools=from_json(row["tools_body"]),
-        response=exchange["response"],
-        tool_calls=exchange["tool_calls"],
-        tags=from_json(row["tags"]),
-    )
-
-
 def _digests_by_id(connection: sa.Connection, ids: list[str]) -> dict[str, str]:
     statement = sa.select(_calls.c.id, _calls.c.digest).where(_calls.c.id.in_(ids))
     return {row.id: row.digest for row in connection.execute(statement)}
@@ -326,6 +238,6 @@ def _percentile(call: Any, percent: int) -> sa.ColumnElement[float]:
     return sa.func.min(sa.case((enough, call.seconds)))
 
 
-def _batches(packed: list[_Packed]) -> Iterator[list[_Packed]]:
-    for start in range(0, len(packed), _BATCH):
-        yield packed[start : start + _BATCH]
+def _batches(packed: list[Packed]) -> Iterator[list[Packed]]:
+    for start in range(0, len(packed), BATCH):
+        yield packed[start : start + BATCH]

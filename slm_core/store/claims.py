@@ -1,8 +1,9 @@
 """Claims: each hundred usable calls belongs to exactly one retrain, whoever races for it.
 
     new ──▶ submitted ──▶ running ──▶ done
-     └──────────────────────▲ │
-                   released ┘◀┘
+      └──────────────────▶  ▲ │
+                            │ ▼
+                         released
 
 A claim is made in the database, not by counting events, and a run takes it by
 compare-and-set: of any number of runs one gets it. A run that is resumed finds its own claim

@@ -51,14 +51,15 @@ def to_json(value: Any) -> str:
     The order is kept because tools are shown to the model in it.
 
     Raises:
-        StoreError: ``value`` holds NaN, an infinity or an object, which JSON cannot say.
+        StoreError: ``value`` holds what JSON cannot say: NaN, an infinity, an object, or
+            depth without end.
     """
     try:
         # Not pydantic's JSON mode: it replaces lone surrogates in the keys of a mapping.
         if isinstance(value, BaseModel):
             value = value.model_dump()
         text = _encoder.encode(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"A value cannot be stored as JSON: {error}") from error
     # JSON's own escapes will not do for surrogates: a reader joins two neighbours into one
     # character, and the text would not read back equal.

@@ -142,8 +142,10 @@ class Database:
         """
         writing = self._engine.execution_options(**{_WRITES: True})
         with self._mapped(), writing.begin() as connection:
-            if alone and self.path is None:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+            if self.path is None:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_SECONDS}s'")
+                if alone:
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
             yield connection
 
     def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
@@ -171,7 +173,7 @@ class Database:
             cause = getattr(error, "orig", None) or error
             fault = fault_of(cause)
             # Only the first line: PostgreSQL quotes values on the lines after it.
-            said = (str(cause).splitlines() or [type(cause).__name__])[0]
+            said = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(". ")
             raise fault.kind(f"{said}. {fault.advice}", store=self.url) from error
 
 

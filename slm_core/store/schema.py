@@ -72,7 +72,15 @@ usable = calls.c.unusable.is_(None)
 waiting = sa.and_(usable, calls.c.claim_id.is_(None))
 """Usable calls that no claim holds."""
 sa.Index("ix_calls_agent", calls.c.agent_name, calls.c.id)
-sa.Index("ix_calls_claim", calls.c.claim_id, calls.c.id)
+claimed = calls.c.claim_id.is_not(None)
+# Not of the unclaimed: SQLite would look for those here, and sort them each time.
+sa.Index(
+    "ix_calls_claim",
+    calls.c.claim_id,
+    calls.c.id,
+    sqlite_where=claimed,
+    postgresql_where=claimed,
+)
 sa.Index("ix_calls_usable_digest", calls.c.digest, sqlite_where=usable, postgresql_where=usable)
 sa.Index(
     "ix_calls_waiting",

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 
 from slm_core.records import Evaluation, sha256_hex
 from slm_core.store import schema
-from slm_core.store.capture import call_rows, unpacked
 from slm_core.store.claims import id_of
 from slm_core.store.encoding import from_json
 from slm_core.store.engine import Database
 from slm_core.store.evaluation import metric_rows
+from slm_core.store.packing import call_rows, unpacked
 from slm_core.store.quarantine import row_id
 
 _calls = schema.calls
@@ -49,8 +49,8 @@ def _bodies_that_changed(database: Database) -> Iterator[str]:
         if sha256_hex(row["body"]) != row["sha256"]:
             yield f"call_bodies {row['sha256']}: the text has another hash"
     for part in ("system", "tools", "exchange"):
-        named = _calls.c[f"{part}_sha256"]
-        lost = sa.select(_calls.c.id).where(named.not_in(sa.select(_bodies.c.sha256)))
+        with_text = _calls.outerjoin(_bodies, _calls.c[f"{part}_sha256"] == _bodies.c.sha256)
+        lost = sa.select(_calls.c.id).select_from(with_text).where(_bodies.c.sha256.is_(None))
         for row in _rows(database, lost):
             yield f"calls {row['id']}: the {part} text is missing"
 

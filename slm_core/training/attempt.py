@@ -76,6 +76,7 @@ def run_job(run: RunFolder, job: Job, stop: StopRequest) -> bool:
             step_log.add(result, val_loss, due=due)
             stopping = stop.asked and not last
             if stopping or step % spec.save_every_steps == 0:
+                step_log.sync()
                 _save(run, job, loop)
             if stopping:
                 log.info("training stopped as asked step=%d", step)

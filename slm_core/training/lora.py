@@ -63,10 +63,7 @@ def load_student(folder: Path, spec: TrainingSpec) -> Student:
     """
     device = _device(spec)
     precision = _precision(spec, device)
-    try:
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"The model in {folder} cannot be loaded: {error}") from error
+    base = _load_base(folder, precision)
     context = getattr(base.config, "max_position_embeddings", None)
     if context is not None and spec.max_length > context:
         raise ConfigError(
@@ -75,7 +72,7 @@ def load_student(folder: Path, spec: TrainingSpec) -> Student:
     target = spec.lora_target if isinstance(spec.lora_target, str) else list(spec.lora_target)
     config = LoraConfig(
         r=spec.lora_r,
-        lora_alpha=cast(int, spec.lora_alpha),
+        lora_alpha=spec.lora_alpha,
         lora_dropout=spec.lora_dropout,
         target_modules=target,
         task_type="CAUSAL_LM",
@@ -90,6 +87,23 @@ def load_student(folder: Path, spec: TrainingSpec) -> Student:
     student = Student(cast(PeftModel, model.to(device)), device, precision)
     _check_head(student)
     return student
+
+
+def _load_base(folder: Path, precision: torch.dtype) -> Any:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=precision, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"The model in {folder} cannot be loaded: {error}") from error
+    base, loading = loaded
+    if loading["missing_keys"]:
+        # transformers would go on with random numbers in their place.
+        raise ModelError(
+            f"The weights in {folder} lack some of the model's tensors.",
+            missing=sorted(loading["missing_keys"]),
+        )
+    return base
 
 
 def _device(spec: TrainingSpec) -> torch.device:

@@ -100,10 +100,12 @@ class RunFolder:
     def settle_identity(self, identity: Identity) -> None:
         """Write down what this run learns, or compare with what it began with.
 
+        A run that has nothing to show yet may still change its mind.
+
         Raises:
             SpecChanged: they differ; every key that does is named with both values.
         """
-        if not self._identity.is_file():
+        if not (self._identity.is_file() and self._has_progress()):
             write_json(self._identity, identity.model_dump(mode="json"))
             return
         before = _flat(json.loads(self._identity.read_text("utf-8")))
@@ -144,6 +146,10 @@ class RunFolder:
         if not self._job.is_file():
             raise ConfigError(f"{self.path} holds no job.json; workers are started by train().")
         return Job.model_validate_json(self._job.read_bytes())
+
+    def _has_progress(self) -> bool:
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return saved or self.adapter.is_dir()
 
 
 def _try_lock(handle: int) -> bool:

@@ -9,6 +9,7 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from slm_core.training.spec import TrainingSpec
@@ -40,10 +41,8 @@ class Schedule(NamedTuple):
     def rows_of(self, step: int) -> list[int]:
         """Return the row numbers that step ``step`` (from 1) reads."""
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        order = list(range(self.rows))
-        random.Random(f"{self.spec.seed}/{epoch}").shuffle(order)
         start = position * self.rows_per_step
-        return order[start : start + self.rows_per_step]
+        return _order(self.rows, self.spec.seed, epoch)[start : start + self.rows_per_step]
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step ``step`` (from 1).
@@ -61,6 +60,13 @@ class Schedule(NamedTuple):
         if self.spec.schedule == "cosine":
             return peak * 0.5 * (1 + math.cos(math.pi * done))
         return peak * (1 - done)
+
+
+@lru_cache(maxsize=1)
+def _order(rows: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(rows))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
 def dropout_seed(seed: int, step: int, part: int) -> int:

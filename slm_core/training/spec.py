@@ -25,7 +25,7 @@ class TrainingSpec(BaseModel):
     """Context engineering prefix that the adapter is trained with, and will be served with."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the update matrices."""
-    lora_alpha: float = Field(default=32, gt=0)
+    lora_alpha: int = Field(default=32, ge=1)
     """The update is scaled by lora_alpha / lora_r."""
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Share of a LoRA layer's inputs that is zeroed in training."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 
@@ -41,6 +42,10 @@ class StepLog:
     ) -> None:
         self._events.close()
         self._board.close()
+
+    def sync(self) -> None:
+        """Wait until the disk has the events: a checkpoint must not be ahead of them."""
+        os.fsync(self._events.fileno())
 
     def add(self, result: StepResult, val_loss: float | None, *, due: bool) -> None:
         """Count a step; write it down when ``due``."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slm_core.backends.model_folder import check_model_folder, file_sha256, locate_model
-from slm_core.errors import ModelError
+from slm_core.errors import ModelError, SpecChanged
 from slm_core.records import Adapter, Attempt, Fault, utc_now
 from slm_core.training import checkpoints
 from slm_core.training.events import EventFile, StepEvent, forget_after
@@ -79,6 +79,8 @@ def train(
         attempts = _Attempts(run, on_attempt)
         if not run.adapter.is_dir():
             checkpoint = checkpoints.newest(run.checkpoints)
+            if checkpoint and checkpoint.state["spec_digest"] != identity.spec_digest:
+                raise SpecChanged(f"{checkpoint.path} was written under another spec.")
             job = Job(
                 identity=identity,
                 attempt=attempts.next_number,

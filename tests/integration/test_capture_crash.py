@@ -236,7 +236,7 @@ def test_open_streams_of_the_parent_are_not_the_childs(store: Store, spool: Path
         agent = Agent("sub-agent", "booking", None, None, {})
         request = {"model": "m", "messages": [{"role": "user", "content": "q"}], "stream": True}
         recording = Recording(tracer, agent, request)
-        recording.begin_stream()
+        recording.note_answered()
         if os.fork() == 0:
             tracer.close()
             os._exit(0)

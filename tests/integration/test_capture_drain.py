@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm_core.capture import CaptureSpec, WorkflowTracer, drain_spool, usable
+from slm_core.capture import CaptureSpec, WorkflowTracer, drain_spool
 from slm_core.capture.segment import Segment
-from slm_core.errors import CaptureError, StoreUnavailable
-from slm_core.records import Call, DropReason, IngestReport
+from slm_core.errors import CaptureError, StoreError, StoreUnavailable
+from slm_core.records import DropReason, IngestReport
 from slm_core.store import Store, open_store
 
 pytestmark = pytest.mark.integration
@@ -145,6 +145,30 @@ def test_a_break_after_the_commit_repeats_nothing(store: Store, spool: Path) -> 
     assert list(spool.glob("*.seg")) == []
 
 
+class BrokenCalls:
+    """The calls of a database that is damaged altogether."""
+
+    def add(self, *_: Any, **__: Any) -> Any:
+        raise StoreError("The database is damaged.")
+
+    def count(self) -> int:
+        raise StoreError("The database is damaged.")
+
+    def spool_offset(self, _: str) -> int:
+        return 0
+
+
+def test_a_damaged_database_is_no_reason_for_quarantine(store: Store, spool: Path) -> None:
+    with tracer_for(spool) as tracer:
+        capture(tracer, 20)
+    failing: Any = FailingStore(store)
+    failing.calls = BrokenCalls()
+    with pytest.raises(StoreError, match="damaged"):
+        drain_spool(spool, failing)
+    assert store.quarantine.list() == ()
+    assert drain_spool(spool, store).stored == 20
+
+
 def test_two_drains_at_once_take_turns(store: Store, spool: Path, tmp_path: Path) -> None:
     with tracer_for(spool) as tracer:
         ids = capture(tracer, 3000)
@@ -210,7 +234,7 @@ def test_a_call_that_no_database_holds_stops_no_other(store: Store, spool: Path)
     assert list(spool.glob("*.seg")) == []
 
 
-def test_any_text_reaches_the_store(store: Store, spool: Path) -> None:
+def reaches_the_store(store: Store, spool: Path) -> None:
     texts = ["", "\x00", "\ud800 lone", "x" * 1_000_000, "\U0001f600", "\\u0000"]
     arguments = {"huge": 2**80, "\udfff": [None, 1.5]}
     with WorkflowTracer(CaptureSpec(strict=True), spool_dir=spool) as tracer:
@@ -221,79 +245,26 @@ def test_any_text_reaches_the_store(store: Store, spool: Path) -> None:
                 assistant_response=text,
                 tool_calls=[{"name": "f", "arguments": arguments}],
             )
-    assert drain_spool(spool, store).stored == len(texts)
+        tracer.capture_call(**AGENT, user_query="q", prompt_tokens=2**70, completion_tokens=1)
+        ids = capture(tracer, 1200)
+    report = drain_spool(spool, store)
+    assert (report.read, report.stored) == (1207, 1206)
+    assert report.quarantined == 1
     calls = list(store.calls.select())
-    assert [call.response for call in calls] == texts
-    assert [call.messages[0].content for call in calls] == texts
-    assert all(call.tool_calls[0].arguments == arguments for call in calls)
+    assert [call.response for call in calls[:6]] == texts
+    assert [call.messages[0].content for call in calls[:6]] == texts
+    assert all(call.tool_calls[0].arguments == arguments for call in calls[:6])
+    assert [call.id for call in calls[6:]] == ids
+    assert list(spool.glob("*.seg")) == []
 
 
-def line(**changes: Any) -> str:
-    call = {
-        "agent_type": "sub-agent",
-        "agent_name": "booking",
-        "model": "gpt-4o",
-        "messages": [{"role": "user", "content": "q"}],
-        "response": "a",
-    }
-    return json.dumps({**call, **changes})
+def test_any_text_reaches_sqlite(store: Store, spool: Path) -> None:
+    reaches_the_store(store, spool)
 
 
-def test_json_lines_with_garbage(store: Store, spool: Path) -> None:
-    good = [
-        line(),
-        line(id="7", conversation_id="c", created_at="2026-01-02T03:04:05"),
-        json.dumps({**AGENT, "system_prompt": "s", "user_query": "q", "assistant_response": "b"}),
-        line(
-            response=None,
-            messages=[{"role": "developer", "content": [{"type": "text", "text": "t"}]}],
-            tools=[{"type": "function", "function": {"name": "f", "description": "d"}}],
-            tool_calls=[{"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}],
-        ),
-    ]
-    bad = [
-        "{",
-        "[]",
-        "null",
-        line(agent_name=None),
-        line(surprise=1),
-        line(prompt_tokens=float("nan")),
-        "{" * 100_000,
-        line(tools=[{"name": "f", "parameters": {"maximum": 1e400}}]).replace("Infinity", "1e400"),
-    ]
-    text = "\n".join([*good, "", *bad, good[1]]).encode()
-    (spool / "other.jsonl").write_bytes(text + b"\n\xff\xfe\n")
-    report = drain_spool(spool, store)
-    assert (report.read, report.stored) == (len(good) + len(bad) + 2, len(good))
-    assert (report.duplicates, report.quarantined) == (1, len(bad) + 1)
-    assert counts_add_up(report)
-    assert (spool / "done" / "other.jsonl").exists()
-    sources = {row.source for row in store.quarantine.list()}
-    assert sources == {f"other.jsonl:{n}" for n in [*range(6, 14), 15]}
-    calls = {call.response: call for call in store.calls.select()}
-    assert store.calls.get("7").created_at.isoformat() == "2026-01-02T03:04:05+00:00"
-    assert [m.role for m in calls["b"].messages] == ["system", "user"]
-    assert calls[None].tool_calls[0].arguments == {"x": 1}
-    assert calls[None].success
-
-
-def test_a_file_read_twice_adds_nothing(store: Store, spool: Path) -> None:
-    for name in ("a.jsonl", "a.jsonl", "b.jsonl"):
-        (spool / name).write_text(line() + "\n")
-        drain_spool(spool, store)
-    assert store.calls.count() == 1
-    assert sorted(path.name for path in (spool / "done").iterdir()) == [
-        "a.1.jsonl",
-        "a.jsonl",
-        "b.jsonl",
-    ]
-
-
-def test_an_id_that_belongs_to_another_call_is_quarantined(store: Store, spool: Path) -> None:
-    (spool / "a.jsonl").write_text("\n".join([line(id="1"), line(id="1", response="other")]))
-    report = drain_spool(spool, store)
-    assert (report.stored, report.quarantined) == (1, 1)
-    assert store.calls.get("1").response == "a"
+def test_any_text_reaches_postgresql(postgres_database: str, spool: Path) -> None:
+    with open_store(postgres_database) as store:
+        reaches_the_store(store, spool)
 
 
 def test_an_empty_or_missing_folder(store: Store, tmp_path: Path) -> None:
@@ -302,9 +273,18 @@ def test_an_empty_or_missing_folder(store: Store, tmp_path: Path) -> None:
 
 def test_files_that_are_not_ours_stay(store: Store, spool: Path) -> None:
     (spool / "notes.txt").write_text("hello")
-    (spool / "new.jsonl.part").write_text(line())
+    (spool / "new.jsonl.part").write_text("{}")
     drain_spool(spool, store)
     assert {path.name for path in spool.iterdir()} == {"notes.txt", "new.jsonl.part", "drain.lock"}
+
+
+def test_what_a_writer_left_before_its_first_call_is_swept(store: Store, spool: Path) -> None:
+    old, young = spool / "old.new", spool / "young.new"
+    for path in (old, young):
+        path.write_bytes(b"")
+    os.utime(old, (1, 1))
+    drain_spool(spool, store)
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_a_folder_that_cannot_be_read(store: Store, tmp_path: Path) -> None:
@@ -316,7 +296,7 @@ def test_a_folder_that_cannot_be_read(store: Store, tmp_path: Path) -> None:
 def test_progress_is_told(store: Store, spool: Path) -> None:
     with tracer_for(spool) as tracer:
         capture(tracer, 100)
-    (spool / "a.jsonl").write_text(line())
+    (spool / "a.jsonl").write_text("{}")
     told: list[tuple[int, int, str]] = []
     drain_spool(spool, store, on_progress=lambda *what: told.append(what))
     files = told[0][1]
@@ -345,53 +325,3 @@ def test_a_writer_is_drained_while_it_writes(store: Store, spool: Path) -> None:
     assert sum(report.stored for report in reports) == len(ids)
     assert sum(report.duplicates + report.quarantined + report.torn for report in reports) == 0
     assert sorted(stored_ids(store)) == sorted(ids)
-
-
-def hermes_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in path.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("filter_", [usable, lambda call: None if call.success else "bad"])
-def test_training_file(tmp_path: Path, filter_: Callable[[Call], str | None]) -> None:
-    with tracer_for(tmp_path / "spool") as tracer:
-        tracer.capture_call(
-            **AGENT,
-            system_prompt="be brief",
-            messages=[
-                {"role": "user", "content": "q1"},
-                {
-                    "role": "assistant",
-                    "tool_calls": [{"name": "look", "arguments": {"x": "é"}}],
-                },
-                {"role": "tool", "content": "r"},
-            ],
-            tools=[{"name": "look", "description": "d"}],
-            tool_calls=[{"name": "look", "arguments": {"y": [1]}}],
-        )
-        capture(tracer, 2)
-        tracer.capture_call(**AGENT, user_query="q", success=False)
-        tracer.capture_call(**{**AGENT, "agent_name": "other"}, user_query="q", success=False)
-        written = tracer.generate_training_dataset(
-            tmp_path / "out", agent_name="booking", usable=filter_
-        )
-        again = tracer.generate_training_dataset(tmp_path / "again", agent_name="booking")
-    assert (written.calls, written.rows, sum(written.left_out.values())) == (4, 3, 1)
-    rows = hermes_rows(written.path)
-    first = next(row for row in rows if row["tools"] != "[]")
-    assert first["conversations"] == [
-        {"from": "system", "value": "be brief"},
-        {"from": "human", "value": "q1"},
-        {"from": "gpt", "value": '<tool_call name="look">{"x": "é"}</tool_call>'},
-        {"from": "tool", "value": "r"},
-        {"from": "gpt", "value": '<tool_call name="look">{"y": [1]}</tool_call>'},
-    ]
-    assert [tool["name"] for tool in json.loads(first["tools"])] == ["look"]
-    assert again.path.read_bytes() == written.path.read_bytes()
-
-
-def test_training_file_leaves_out_broken_unicode(tmp_path: Path) -> None:
-    with tracer_for(tmp_path / "spool") as tracer:
-        tracer.capture_call(**AGENT, user_query="\ud800", assistant_response="a")
-        written = tracer.generate_training_dataset(tmp_path / "out")
-    assert written.left_out == {DropReason.ENCODING: 1}
-    assert written.path.read_bytes() == b""

@@ -9,6 +9,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,17 +68,26 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     (project / "flows" / "count_ticks.py").write_text(FLOW)
     (project / "prefect.yaml").write_text(DEPLOYMENTS)
     (project / "deployments").symlink_to(REPOSITORY / "deployments")
+    # Not pytest's folder: PostgreSQL runs as another user when we are root.
+    home = Path(tempfile.mkdtemp(prefix="slm-stack-"))
+    home.chmod(0o755)
     environ = {
-        "SLM_HOME": str(tmp_path_factory.mktemp("home")),
+        "SLM_HOME": str(home),
         "AZURE_ENDPOINT": "http://127.0.0.1:9",  # a configured teacher: no model is needed here
         "PATH": os.environ["PATH"],
     }
+    # Takes the stack down when its input ends: after the last test, or when we are killed.
+    code = (
+        "import sys; sys.stdin.read(); from pathlib import Path\n"
+        "from slm_core.local_stack import LocalStack; from slm_core.settings import Settings\n"
+        f"LocalStack(Settings.from_env({environ!r}), Path({str(project)!r})).down()"
+    )
+    down = [sys.executable, "-c", code]
     stack = LocalStack(Settings.from_env(environ), project)
-    try:
+    with subprocess.Popen(down, cwd=REPOSITORY, stdin=subprocess.PIPE, start_new_session=True):
         stack.up()
         yield stack
-    finally:
-        stack.down()
+    shutil.rmtree(home)
 
 
 def running(stack: LocalStack) -> dict[str, ProcessId]:
@@ -137,6 +150,16 @@ def test_up_starts_a_dead_part_again_and_only_that(stack: LocalStack) -> None:
     after = running(stack)
     assert after.pop("worker-control") != before.pop("worker-control")
     assert after == before
+
+
+def test_a_deployment_that_prefect_refuses_stops_up_with_its_words(stack: LocalStack) -> None:
+    file = stack.project / "prefect.yaml"
+    good = file.read_text()
+    file.write_text(good.replace("count_ticks.py:tick", "count_ticks.py:tock"))
+    with pytest.raises(StackError, match=r"prefect deploy failed(.|\n)*tock"):
+        stack.up()
+    file.write_text(good)
+    stack.up()
 
 
 def test_two_commands_at_once_are_refused(stack: LocalStack) -> None:

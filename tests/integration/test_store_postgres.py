@@ -134,6 +134,22 @@ def test_a_lost_connection_is_retryable_and_the_next_try_succeeds(store: Store, 
     assert store.calls.add([make_call()], lambda _: None).stored == 1
 
 
+def test_nobody_waits_for_a_lock_for_ever(store: Store) -> None:
+    with store._database.write() as connection:
+        assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "30s"
+
+
+def test_the_next_claim_is_one_that_nobody_is_taking_at_this_moment(store: Store) -> None:
+    store.calls.add([make_call(n) for n in range(2)], lambda _: None)
+    first, second = store.claims.make(size=1)
+    with store._database.write() as connection:
+        being_taken = sa.update(schema.claims).where(schema.claims.c.id == first.id)
+        connection.execute(being_taken.values(owner="run-1"))
+        taken = store.claims.take_next("run-2")
+    assert taken is not None
+    assert taken.id == second.id
+
+
 def test_a_read_only_database_can_be_read(postgres_database: str, postgres_url: str) -> None:
     open_store(postgres_database).close()
     name = sa.make_url(postgres_database).database

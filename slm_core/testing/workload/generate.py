@@ -24,10 +24,11 @@ FORMAT_LINES: dict[Track, str] = {
 INVENTED_RATE = 0.85
 """Share of words of the ``pretrain`` pool that no dictionary holds."""
 
-FILLER_RATE = 0.4
+FILLER_RATE = 0.5
 """Share of openers and clauses of the ``pretrain`` pool made of invented words."""
 
 NO_CALL_RATE = 0.05
+CHATTER_RATE = 0.08
 GREETING_RATE = 0.07
 
 
@@ -143,7 +144,7 @@ def _phrase(rng: random.Random, pool: Pool, tool: Tool, arguments: dict[str, Any
         for key, value in arguments.items()
     ]
     rng.shuffle(clauses)
-    if rng.random() < 0.15:
+    if rng.random() < (0.2 if pool == "pretrain" else CHATTER_RATE):
         clauses.insert(rng.randrange(len(clauses) + 1), rng.choice(phrasing.CHATTER[pool]))
     joiner = rng.choice(phrasing.JOINERS)
     text = f"{opener}, {joiner.join(clauses)}." if clauses else f"{opener}."
@@ -183,8 +184,19 @@ def _opener(rng: random.Random, pool: Pool) -> str:
     return " ".join([*_filler(rng, 1, 7), "{task}", *_filler(rng, 0, 2)])
 
 
+def _chatter(rng: random.Random, pool: Pool) -> str:
+    if pool != "pretrain" or rng.random() < 0.2:
+        return rng.choice(phrasing.CHATTER[pool])
+    return " ".join(_filler(rng, 3, 8))
+
+
 def _filler(rng: random.Random, least: int, most: int) -> list[str]:
-    return [pools.invented_word(rng) for _ in range(rng.randint(least, most))]
+    """Return words that mean nothing: common or invented ones, or both."""
+    common = rng.choice((0.0, 0.5, 0.9))
+    return [
+        rng.choice(phrasing.COMMON_WORDS) if rng.random() < common else pools.invented_word(rng)
+        for _ in range(rng.randint(least, most))
+    ]
 
 
 def _spoken(rng: random.Random, value: Any) -> str:

@@ -26,6 +26,8 @@ VERBS = _read("verbs")
 NOUNS = _read("nouns")
 PARAMETERS = _read("parameters")
 QUALITIES = _read("qualities")
+ENGLISH = _read("english")
+"""More words of the ``pretrain`` pool: those that Python's own documentation uses."""
 
 _ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh st t th tr v w y z"
 ONSETS = tuple(_ONSETS.split(" "))
@@ -54,7 +56,7 @@ def words_of(pool: Pool, words: tuple[str, ...]) -> tuple[str, ...]:
 def _successors() -> dict[str, list[str]]:
     """Return which letters follow each pair of letters in the pretrain words."""
     follow: dict[str, list[str]] = defaultdict(list)
-    for words in (VERBS, NOUNS, PARAMETERS, QUALITIES):
+    for words in (VERBS, NOUNS, PARAMETERS, QUALITIES, ENGLISH):
         for word in words_of("pretrain", words):
             padded = f"^^{word}$"
             for i in range(len(padded) - 2):
@@ -63,14 +65,17 @@ def _successors() -> dict[str, list[str]]:
 
 
 def invented_word(rng: random.Random) -> str:
-    """Return a word of three to ten letters that looks English and is owned by ``pretrain``.
+    """Return a word of three to ten letters that is or looks English, owned by ``pretrain``.
 
-    A second-order Markov chain over the pretrain words, or two made-up syllables. Without
-    such words a small model learns the vocabulary by heart and cannot copy a name that it
+    One of ``ENGLISH``, a second-order Markov chain over the pretrain words, or two made-up
+    syllables. Without such words a small model learns the vocabulary by heart and cannot copy a name that it
     has never seen.
     """
+    kind = rng.random()
+    if kind < 0.45:
+        return rng.choice(ENGLISH)
     follow = _successors()
-    syllabic = rng.random() < 0.25
+    syllabic = kind > 0.8
     while True:
         if syllabic:
             word = "".join(

@@ -92,8 +92,9 @@ def test_prompts_of_equal_length_need_no_padding() -> None:
     assert _decode(network, prompts, [20] * 6) == [_generate(network, p, 20) for p in prompts]
 
 
-def test_sliding_window_layers_keep_their_window() -> None:
+@pytest.mark.parametrize("shared", [0, 30])
+def test_sliding_window_layers_keep_their_window(shared: int) -> None:
     torch.manual_seed(0)
-    network = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)).eval()
-    prompts = _prompts(5, 0)
+    network = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=24)).eval()
+    prompts = _prompts(5, shared)
     assert _decode(network, prompts, [25] * 5) == [_generate(network, p, 25) for p in prompts]

@@ -166,14 +166,14 @@ def test_an_interrupted_write_neither_blocks_nor_loses(tmp_path: Path) -> None:
         interruptions.append(spool.new_id())
         spool.put(b"signal " + interruptions[-1].encode())
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    before = signal.signal(signal.SIGVTALRM, interrupt)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.0005, 0.0005)
     try:
         for number in range(20_000):
             spool.put(b"%d" % number)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
     spool.put(b"last")
     assert interruptions
     found = bodies(tmp_path)

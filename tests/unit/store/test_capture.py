@@ -144,6 +144,18 @@ def test_a_number_that_json_cannot_say_is_refused_by_name(store: Store, number: 
     assert store.calls.count() == 0
 
 
+def test_arguments_nested_beyond_reason_are_refused_by_name(store: Store) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    bad = make_call(2).model_copy(
+        update={"tool_calls": (ToolUse.model_construct(name="f", arguments=deep),)}
+    )
+    with pytest.raises(StoreError, match="'call-000002' cannot be stored"):
+        store.calls.add([make_call(1), bad], any_call)
+    assert store.calls.count() == 0
+
+
 def test_a_number_beyond_64_bits_is_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="does not fit"):
         store.calls.add([make_call(1, cost_nanousd=2**64)], any_call)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from slm_core.errors import ConfigError, ModelError
 from slm_core.training import TrainingSpec
@@ -91,6 +92,16 @@ def test_weights_that_cannot_be_read_are_refused(
     file.write_bytes(file.read_bytes()[:5000] if weights is None else weights)
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_student(folder, make_spec(folder))
+
+
+def test_weights_with_a_tensor_missing_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "gap")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="lack") as caught:
+        load_student(folder, make_spec(folder))
+    assert caught.value.context["missing"] == ["model.layers.1.mlp.up_proj.weight"]
 
 
 def test_a_model_that_changes_its_scores_after_the_head_is_refused(tmp_path: Path) -> None:

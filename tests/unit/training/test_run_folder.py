@@ -22,10 +22,15 @@ def make_identity(base_sha256: str = "aa", dataset_id: str = "d1", **changes: An
     )
 
 
+def make_begun_run(path: Path) -> RunFolder:
+    run = RunFolder(path)
+    run.settle_identity(make_identity())
+    (run.checkpoints / "step-00000001").mkdir(parents=True)
+    return run
+
+
 def test_the_same_identity_may_continue(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    for _ in range(2):
-        run.settle_identity(make_identity())
+    make_begun_run(tmp_path).settle_identity(make_identity())
 
 
 @pytest.mark.parametrize(
@@ -48,13 +53,21 @@ def test_the_same_identity_may_continue(tmp_path: Path) -> None:
 def test_another_identity_is_refused_and_every_key_named(
     tmp_path: Path, now: Identity, keys: set[str]
 ) -> None:
-    run = RunFolder(tmp_path)
-    run.settle_identity(make_identity())
+    run = make_begun_run(tmp_path)
     with pytest.raises(SpecChanged) as caught:
         run.settle_identity(now)
     assert set(caught.value.context["changed"]) == keys
     assert all(key in caught.value.message for key in keys)
     run.settle_identity(make_identity())  # the refusal changed nothing
+
+
+def test_a_run_without_progress_may_begin_otherwise(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.settle_identity(make_identity(epochs=1))
+    run.settle_identity(make_identity(epochs=2))
+    run.adapter.mkdir()
+    with pytest.raises(SpecChanged):
+        run.settle_identity(make_identity(epochs=1))
 
 
 def test_only_one_trainer_at_a_time(tmp_path: Path) -> None:

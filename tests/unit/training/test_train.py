@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from slm_core.errors import CheckpointCorrupt, DatasetError, ModelError, RunBusy
+from slm_core.errors import CheckpointCorrupt, DatasetError, ModelError, RunBusy, SpecChanged
 from slm_core.testing.records import make_example
-from slm_core.training import TrainingSpec, train
+from slm_core.training import TrainingSpec, checkpoints, train
 from slm_core.training.run_folder import RunFolder
 
 
@@ -63,6 +63,12 @@ def test_a_run_whose_checkpoints_are_all_damaged(
 ) -> None:
     (tmp_path / "run/checkpoints/step-00000004").mkdir(parents=True)
     with pytest.raises(CheckpointCorrupt, match="verifies"):
+        refuse(model, dataset, tmp_path / "run")
+
+
+def test_a_checkpoint_that_another_spec_wrote(model: Path, dataset: Path, tmp_path: Path) -> None:
+    checkpoints.save(tmp_path / "run/checkpoints", 4, {}, {"spec_digest": "other"}, keep=2)
+    with pytest.raises(SpecChanged, match="another spec"):
         refuse(model, dataset, tmp_path / "run")
 
 

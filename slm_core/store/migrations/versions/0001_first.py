@@ -67,7 +67,7 @@ def _calls() -> None:
         sa.UniqueConstraint("agent_name", "idempotency_key", name="uq_calls_idempotency_key"),
     )
     op.create_index("ix_calls_agent", "calls", ["agent_name", "id"])
-    op.create_index("ix_calls_claim", "calls", ["claim_id", "id"])
+    _partial_index("ix_calls_claim", "calls", ["claim_id", "id"], "claim_id IS NOT NULL")
     _partial_index("ix_calls_usable_digest", "calls", ["digest"], "unusable IS NULL")
     _partial_index(
         "ix_calls_waiting",

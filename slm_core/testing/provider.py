@@ -1,0 +1,180 @@
+"""A fake provider: a real HTTP server that speaks the OpenAI and Azure wire format.
+
+The last user message of a request says how it is answered; see ``WISHES``. What it was sent
+is kept in ``received``.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal, NamedTuple, Self
+
+WISHES = {
+    "tool": "one call of the tool `book`, its arguments in two pieces when streamed",
+    "broken-arguments": "the same with arguments that are not JSON",
+    "student": "text, marked as a student's",
+    "error": "HTTP 429",
+    "break-off": "a stream that ends in an error event after three words",
+    "cut": "a stream whose connection ends after three words",
+}
+"""Any other message is answered with ``TEXT``."""
+WORDS = tuple(f"word{number} " for number in range(40))
+TEXT = "".join(WORDS)
+THREE_WORDS = "".join(WORDS[:3])
+MODEL = "gpt-4o-2024-08-06"
+USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+ClientKind = Literal["openai", "azure", "async-openai", "async-azure"]
+
+
+class Received(NamedTuple):
+    """One request: its path with the query, and its body."""
+
+    path: str
+    body: dict[str, Any]
+
+
+class FakeProvider:
+    """The server, as a context manager."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.received = self.received  # type: ignore[attr-defined]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
+        )
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def client(self, kind: ClientKind) -> Any:
+        """Return a client of the OpenAI library for this server; close it after use."""
+        import openai
+
+        plain = {"base_url": f"{self.address}/v1", "api_key": "key", "max_retries": 0}
+        azure = {
+            "azure_endpoint": self.address,
+            "api_key": "key",
+            "api_version": "2024-10-21",
+            "max_retries": 0,
+        }
+        makers: dict[str, tuple[Any, dict[str, Any]]] = {
+            "openai": (openai.OpenAI, plain),
+            "azure": (openai.AzureOpenAI, azure),
+            "async-openai": (openai.AsyncOpenAI, plain),
+            "async-azure": (openai.AsyncAzureOpenAI, azure),
+        }
+        make, options = makers[kind]
+        return make(**options)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.received.append(Received(self.path, body))  # type: ignore[attr-defined]
+        wish = body["messages"][-1]["content"]
+        if wish == "error":
+            self._send(429, "application/json", [b'{"error": {"message": "slow down"}}'])
+        elif body.get("stream"):
+            usage = (body.get("stream_options") or {}).get("include_usage", False)
+            self._send(200, "text/event-stream", _events(wish, usage), length=False)
+        else:
+            self._send(200, "application/json", [json.dumps(_completion(wish)).encode()])
+
+    def _send(self, status: int, kind: str, parts: Iterable[bytes], *, length: bool = True) -> None:
+        parts = list(parts)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("x-should-retry", "false")
+        if length:
+            self.send_header("Content-Length", str(sum(map(len, parts))))
+        else:
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        try:
+            for part in parts:
+                self.wfile.write(part)
+        except ConnectionError:  # the client left early
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _calls_tool(wish: str) -> bool:
+    return wish in ("tool", "broken-arguments")
+
+
+def _tool_call(wish: str) -> dict[str, Any]:
+    arguments = '{"seats": 2}' if wish == "tool" else '{"seats": 2'
+    function = {"name": "book", "arguments": arguments}
+    return {"index": 0, "id": "call_1", "type": "function", "function": function}
+
+
+def _head(wish: str, kind: str) -> dict[str, Any]:
+    return {
+        "id": "cmpl-1",
+        "object": kind,
+        "created": 1,
+        "model": MODEL,
+        "system_fingerprint": "slm-adapter-1" if wish == "student" else "fp_1",
+    }
+
+
+def _completion(wish: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": TEXT}
+    if _calls_tool(wish):
+        message |= {"content": None, "tool_calls": [_tool_call(wish)]}
+    choice = {"index": 0, "message": message, "finish_reason": _finish(wish)}
+    return {**_head(wish, "chat.completion"), "choices": [choice], "usage": USAGE}
+
+
+def _finish(wish: str) -> str:
+    return "tool_calls" if _calls_tool(wish) else "stop"
+
+
+def _events(wish: str, usage: bool) -> Iterator[bytes]:
+    # Azure begins with the verdict of its content filter, in a chunk without choices.
+    yield _event(wish, [], prompt_filter_results=[])
+    for delta in _deltas(wish):
+        yield _event(wish, [{"index": 0, "delta": delta, "finish_reason": None}])
+    if wish == "break-off":
+        yield b'data: {"error": {"message": "the model fell over"}}\n\n'
+    if wish in ("break-off", "cut"):
+        return
+    yield _event(wish, [{"index": 0, "delta": {}, "finish_reason": _finish(wish)}])
+    if usage:
+        yield _event(wish, [], usage=USAGE)
+    yield b"data: [DONE]\n\n"
+
+
+def _deltas(wish: str) -> Iterator[dict[str, Any]]:
+    if _calls_tool(wish):
+        whole = _tool_call(wish)
+        arguments = whole["function"]["arguments"]
+        yield {"tool_calls": [{**whole, "function": {"name": "book", "arguments": ""}}]}
+        for piece in (arguments[:5], arguments[5:]):
+            yield {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
+        return
+    yield {"role": "assistant", "content": ""}
+    for word in WORDS[:3] if wish in ("break-off", "cut") else WORDS:
+        yield {"content": word}
+
+
+def _event(wish: str, choices: list[Any], **more: Any) -> bytes:
+    chunk = {**_head(wish, "chat.completion.chunk"), "choices": choices, **more}
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
