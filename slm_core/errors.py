@@ -29,6 +29,7 @@
 
 A message says what happened, the numbers, and what to do. The same numbers are in
 ``context`` for machines. Rejected models, bad rows and GPU faults are records, not errors.
+A folder may have exceptions of its own as signals between its files; they never leave it.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ class LocalModel:
         threads: int | None = None,
         batch_size: int = 32,
         max_context: int | None = None,
+        usd_per_hour: float | None = None,
     ) -> None:
         """Load and check everything.
 
@@ -60,6 +61,7 @@ class LocalModel:
             threads: CPU threads of torch, for the whole process; None leaves them.
             batch_size: requests decoded side by side.
             max_context: tokens of prompt and answer together; None asks the model.
+            usd_per_hour: price of this machine; None leaves costs unknown.
 
         Raises:
             ModelError: a folder is incomplete, or not what it claims to be; or the adapter
@@ -75,6 +77,7 @@ class LocalModel:
         base_sha256 = check_model_folder(folder)
         self._renderer = Renderer(_load_tokenizer(folder), prefix)
         self._batch_size = batch_size
+        self._usd_per_hour = usd_per_hour
         self._name = Path(model_path).name
         adapter = None
         if adapter_path is not None:
@@ -155,7 +158,8 @@ class LocalModel:
             if piece := shown.push(characters.rest()) + shown.rest():
                 text += piece
                 yield piece
-        completion = self._completion(prompt, answer, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        completion = self._completion(prompt, answer, seconds, seconds)
         return completion._replace(
             text=text, finish_reason="stop" if shown.found else completion.finish_reason
         )
@@ -190,7 +194,11 @@ class LocalModel:
             for row, token in pairs:
                 answers[row].append(token)
         seconds = time.monotonic() - began
-        return [self._completion(*both, seconds) for both in zip(prompts, answers, strict=True)]
+        share = seconds / len(prompts)
+        return [
+            self._completion(prompt, answer, seconds, share)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
 
     def _decode(
         self, prompts: list[list[int]], limits: list[int]
@@ -207,7 +215,10 @@ class LocalModel:
     def _limit(self, prompt: list[int], max_tokens: int) -> int:
         return min(max_tokens, self._context - len(prompt))
 
-    def _completion(self, prompt: list[int], answer: list[int], seconds: float) -> Completion:
+    def _completion(
+        self, prompt: list[int], answer: list[int], seconds: float, machine_seconds: float
+    ) -> Completion:
+        rate = self._usd_per_hour
         ended = answer[-1] in self._renderer.end_ids
         return Completion(
             text=self._renderer.decode(answer),
@@ -215,6 +226,8 @@ class LocalModel:
             prompt_tokens=len(prompt),
             completion_tokens=len(answer),
             seconds=seconds,
+            # 10^9 nano-dollars, 3,600 seconds; a batch shares its machine's time.
+            cost_nanousd=None if rate is None else round(machine_seconds * rate * 1e9 / 3600),
         )
 
 

@@ -76,16 +76,22 @@ class PriceTable:
         """Return the cost of one call on ``day`` in 10^-9 US dollars.
 
         None when the model has no price on that day, or a token count is unknown.
-        A dated snapshot (``gpt-4o-2024-08-06``) costs what its model does.
         """
         if prompt_tokens is None or completion_tokens is None:
             return None
+        rates = self.usd_per_million(model, day)
+        if rates is None:
+            return None
+        # 1 USD per 10^6 tokens is 1000 nano-dollars per token.
+        return round(1000 * prompt_tokens * rates[0] + 1000 * completion_tokens * rates[1])
+
+    def usd_per_million(self, model: str, day: date) -> tuple[float, float] | None:
+        """Return the price of a million tokens, read and written, on ``day``; None if unknown.
+
+        A dated snapshot (``gpt-4o-2024-08-06``) costs what its model does.
+        """
         prices = self._prices.get(model) or self._prices.get(_SNAPSHOT.sub("", model), ())
         for price in prices:
             if price.effective_from <= day:
-                # 1 USD per 10^6 tokens is 1000 nano-dollars per token.
-                return round(
-                    1000 * prompt_tokens * price.input_usd_per_million
-                    + 1000 * completion_tokens * price.output_usd_per_million
-                )
+                return price.input_usd_per_million, price.output_usd_per_million
         return None

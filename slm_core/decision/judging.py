@@ -72,7 +72,8 @@ def _rows_missing(metric: Metric, threshold: float) -> int | None:
     if abs(distance) < _TOO_CLOSE:
         return None
     half_width = metric.value - metric.low if distance > 0 else metric.high - metric.value
-    rows = metric.n * (half_width / distance) ** 2
+    shrink = half_width / distance
+    rows = metric.n * shrink * shrink  # a power would overflow loudly
     return max(1, round(rows) - metric.n) if rows < _MOST_ROWS else None
 
 

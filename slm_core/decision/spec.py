@@ -18,7 +18,8 @@ class DecisionSpec(BaseModel):
     """What a candidate must show before it may replace the teacher.
 
     Every gate reads the strict scores and judges the whole 95 % interval, so luck in a small
-    test set decides nothing. A threshold of None leaves its gate out.
+    test set decides nothing. A threshold of None leaves its gate out. Where no source is
+    named, a threshold is one of the project's acceptance gates (README, Gates).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -33,20 +34,20 @@ class DecisionSpec(BaseModel):
     tool-call outputs)."""
 
     max_deficit: Share = Field(default=0.02, ge=0, le=1)
-    """Non-inferiority margin of the headline F1 against the teacher, paired. Two points: less
-    than the drift of one hosted model between two days."""
+    """Non-inferiority margin of the headline F1 against the teacher, paired: the lower end of
+    the interval of candidate minus teacher must be at least -0.02."""
     exact: Share | None = Field(default=0.70, ge=0, le=1)
-    """Single-turn answers that are right as a whole. Source: acceptance criteria."""
+    """Single-turn answers that are right as a whole."""
     f1: Share | None = Field(default=0.80, ge=0, le=1)
-    """Headline F1, micro: ``field_f1`` or ``args_f1``. Source: acceptance criteria."""
+    """Headline F1, micro: ``field_f1`` or ``args_f1``."""
     valid: Share | None = Field(default=0.90, ge=0, le=1)
-    """Answers in the track's exact format. Source: acceptance criteria."""
+    """Answers in the track's exact format."""
     precision: Share | None = Field(default=0.85, ge=0, le=1)
-    """Of the values answered, the right ones. Source: acceptance criteria."""
+    """Of the values answered, the right ones."""
     recall: Share | None = Field(default=0.85, ge=0, le=1)
-    """Of the values wanted, the right ones. Source: acceptance criteria."""
+    """Of the values wanted, the right ones."""
     name_match: Share | None = Field(default=0.80, ge=0, le=1)
-    """Right tool, ``toolcall`` only. Source: acceptance criteria for multi-turn work."""
+    """Right tool, ``toolcall`` only."""
     max_errors: Share = Field(default=0.01, ge=0, le=1)
     """Share of the candidate's rows on which the backend failed. Beyond it the scores tell
     about the server, not about the model."""

@@ -83,7 +83,7 @@ _UNIVERSAL = ContextPrefix(
         ),
         Rule(
             text="4. The arguments stand between the tags, never in an attribute such as "
-            'arguments="..." or args=\'...\'.',
+            "arguments=\"...\" or args='...'.",
             addresses=_ATTRIBUTE,
         ),
         Rule(
@@ -146,7 +146,7 @@ _TOOLCALL = ContextPrefix(
             addresses=_CLOSING,
         ),
         Rule(
-            text='3. The only attribute is name. Never arguments="..." or args=\'...\'.',
+            text="3. The only attribute is name. Never arguments=\"...\" or args='...'.",
             addresses=_ATTRIBUTE,
         ),
         Rule(

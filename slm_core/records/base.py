@@ -19,7 +19,8 @@ TRACKS: tuple[Track, ...] = ("structured", "toolcall")
 class Record(BaseModel):
     """A frozen value that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # By default pydantic writes NaN as null, unseen; an id would then lie about its content.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 def canonical_json(value: Any) -> str:

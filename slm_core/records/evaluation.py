@@ -104,7 +104,7 @@ class ArmResult(Record):
     track: Track
     model: str
     metrics: dict[str, Metric]
-    """Strict view; names as in DESIGN section 7 (micro), plus ``macro_`` forms."""
+    """Strict view, micro; the F1 also in its ``macro_`` form."""
     lenient: dict[str, Metric]
     failures: dict[str, int]
     """Failure class to count, strict view."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from slm_core.records import Record
 
 
 class ReportSpec(Record):
     """How a report looks."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     title: str = "SLM Swap report"
     """Heading of the page and of the Markdown file."""

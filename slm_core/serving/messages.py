@@ -8,6 +8,7 @@ from slm_core.backends.base import Completion, Request
 from slm_core.errors import PromptMismatch, SlmError
 from slm_core.prompting.prefix import PREFIXES, Variant
 from slm_core.records import Adapter, content_id
+from slm_core.records.capture import STUDENT_FINGERPRINT
 
 
 class ModelSource(NamedTuple):
@@ -21,8 +22,12 @@ class ModelSource(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the model behind a name does."""
-        return content_id("fp", list(self))
+        """Changes when the model behind a name does; an adapter's says that a student answers.
+
+        A base model alone may be a teacher, so its answers stay fit to learn from.
+        """
+        digest = content_id("fp", list(self))
+        return digest if self.adapter_path is None else STUDENT_FINGERPRINT + digest
 
 
 def source_of(adapter: Adapter, base_model: str | None = None) -> ModelSource:

@@ -95,6 +95,28 @@ def test_errors_are_declared_in_one_file() -> None:
     assert elsewhere == set()
 
 
+def test_any_other_exception_is_a_signal_that_stays_in_its_folder() -> None:
+    signals = {
+        (path.parent, node.name)
+        for path in MODULES
+        if path.name != "errors.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith(("Error", "Exception")) for base in node.bases)
+    }
+    assert signals, "the search finds none of those that there are"
+    strays = {
+        f"{relative(path)}: {alias.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        for folder, name in signals
+        if alias.name == name and path.parent != folder
+    }
+    assert strays == set(), "declare it in errors.py"
+
+
 def test_packages_export_exactly_what_they_import() -> None:
     for path in (ROOT / "slm_core").rglob("__init__.py"):
         tree = ast.parse(path.read_text())

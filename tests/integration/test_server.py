@@ -28,11 +28,7 @@ from slm_core.store import open_store
 from slm_core.testing.records import make_decision
 from slm_core.testing.tiny_adapter import build_tiny_adapter
 
-pytestmark = [
-    pytest.mark.integration,
-    # PEFT 0.21 reads an attribute that transformers 5.23 calls deprecated.
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
-]
+pytestmark = pytest.mark.integration
 
 COMPACT = PREFIXES["compact"]
 SERVE = """

@@ -107,7 +107,6 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return [p for p in psutil.Process(pid).children() if "slm_core.training.worker" in p.cmdline()]
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_a_run_leaves_an_adapter_that_plain_peft_loads(
     unbroken: tuple[Adapter, Path, list[tuple[int, int]]], tiny_model: Path
 ) -> None:

@@ -5,7 +5,7 @@ is what every arm is scored on. Tool names, parameter names, argument values (bo
 aside) and phrasings of one pool never occur in another.
 """
 
-from slm_core.testing.workload.generate import (
+from slm_core.testing.workload.generator import (
     FORMAT_LINES,
     agent_name,
     generate,

@@ -3,8 +3,10 @@
 The student has the habits of a chatty instruct model, each an error pattern that a prefix
 answers: Markdown fences, ``function`` and ``params`` keys, self-closing tags, arguments in
 an attribute. It follows other formats when asked for them, and two unrelated crafts, markup
-and records, so that closing tags and nested JSON are not new to it. The teacher answers in the right format, except that a
-greeting makes it chatty.
+and records, so that closing tags and nested JSON are not new to it. Words of a craft belong
+to the ``pretrain`` pool; its numbers and made-up names belong to no pool.
+
+The teacher answers in the right format, except that a greeting makes it chatty.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any, NamedTuple
 from slm_core.prompting.formats import NO_CALL_TEXT, dump_json
 from slm_core.records import Example, ToolUse, Track
 from slm_core.testing.workload import pools
-from slm_core.testing.workload.generate import made_up_name
 from slm_core.testing.workload.phrasing import GREETINGS
+from slm_core.testing.workload.values import made_up_name
 
 STUDENT_REFUSAL = "I am sorry, but I cannot help with that."
 
@@ -50,7 +52,10 @@ def teacher_answer(example: Example) -> str:
 
 
 class OtherFormat(NamedTuple):
-    """A made-up answer format and how to say it; the true formats are never drawn."""
+    """A made-up answer format and how to say it.
+
+    The true ones were not among the 121,086 drawn for the student.
+    """
 
     outer: str
     inner: str

@@ -19,9 +19,6 @@ from slm_core.records import Adapter, Message
 from slm_core.testing.records import WEATHER, make_example
 from slm_core.testing.tiny_adapter import build_tiny_adapter
 
-# PEFT 0.21 reads an attribute that transformers 5.23 calls deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-
 COMPACT = PREFIXES["compact"]
 
 

@@ -110,8 +110,12 @@ def test_two_perfect_arms_show_no_loss_and_no_gain(build):
     assert gate(decision, "scale_up").value == 1.0
 
 
-def test_a_teacher_that_scores_nothing_gives_no_part(build):
-    decision = decide(build.track("toolcall", 0.9, teacher=0.0), SPEC)
+@pytest.mark.parametrize("nothing", [0.0, 1e-273, 5e-324])
+def test_a_teacher_that_scores_nothing_gives_no_part(build, nothing):
+    found = build.track("toolcall", 0.9, teacher=nothing)
+    paired = [build.difference("toolcall", 0.0)]
+
+    decision = decide(build.evaluation(found.arms, paired), SPEC)
 
     assert gate(decision, "scale_up").verdict == "inconclusive"
 

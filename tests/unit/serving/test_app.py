@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 import uvicorn
 
 from slm_core.backends.base import Completion, Request
+from slm_core.capture import CaptureSpec, WorkflowTracer, drain_spool
 from slm_core.errors import BackendUnavailable, ModelError, Overloaded, PromptTooLong
 from slm_core.serving.app import build_app
 from slm_core.serving.chat import Limits
@@ -22,6 +24,7 @@ from slm_core.serving.engine import Engine, Health
 from slm_core.serving.keeper import Job
 from slm_core.serving.messages import Delta, Done, Event, Failed, ModelSource, Run
 from slm_core.serving.router import FixedModels
+from slm_core.store import open_store
 
 CALL = '<tool_call name="f">{"city": "Zürich", "n": 2}</tool_call>'
 OFFER: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -79,7 +82,7 @@ def url(engine_box: list[ScriptedEngine]) -> Iterator[str]:
 
     app = build_app(
         cast(Engine, Current()),
-        FixedModels({"nano": ModelSource("m"), "desk/toolcall": ModelSource("n")}),
+        FixedModels({"nano": ModelSource("m"), "desk/toolcall": ModelSource("m", "adapter")}),
         Limits(max_body_bytes=10_000, default_max_tokens=99, timeout_seconds=0.3),
         api_key="secret",
     )
@@ -125,9 +128,23 @@ def test_a_whole_answer(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content == "Hello there"
     assert answer.choices[0].finish_reason == "stop"
     assert answer.model == "nano"
-    assert answer.system_fingerprint
     usage = answer.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (7, 5, 12)
+
+
+@pytest.mark.parametrize(("model", "source"), [("nano", "llm"), ("desk/toolcall", "slm")])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_capture_tells_an_adapters_answers_from_a_base_models(
+    client: openai.OpenAI, tmp_path: Path, model: str, source: str, streamed: bool
+) -> None:
+    with WorkflowTracer(CaptureSpec(strict=True), spool_dir=tmp_path / "spool") as tracer:
+        wrapped = tracer.wrap(client, agent_type="sub-agent", agent_name="desk")
+        answer = say(wrapped, model=model, stream=streamed)
+        assert not streamed or list(answer)
+    with open_store(f"sqlite:///{tmp_path / 'slm.db'}") as store:
+        drain_spool(tmp_path / "spool", store)
+        (call,) = store.calls.select()
+    assert (call.source, call.response) == (source, "Hello there")
 
 
 def test_a_streamed_answer(client: openai.OpenAI, engine: ScriptedEngine) -> None:
@@ -149,7 +166,7 @@ def test_the_engine_gets_what_was_asked(client: openai.OpenAI, engine: ScriptedE
     first, second = (cast(Run, job.message) for job in engine.jobs)
     assert (first.stop, first.max_tokens, first.stream) == (("x",), 3, False)
     assert [tool.name for tool in first.request.tools] == ["f"]
-    assert (second.source, second.max_tokens) == (ModelSource("n"), 99)
+    assert (second.source, second.max_tokens) == (ModelSource("m", "adapter"), 99)
 
 
 def test_an_exact_call_becomes_native(client: openai.OpenAI, engine: ScriptedEngine) -> None:

@@ -20,9 +20,6 @@ from slm_core.training.lora import Student, load_student
 from slm_core.training.plan import Plan
 from slm_core.training.rows import Row
 
-# PEFT 0.21 reads a name that transformers 5.23 renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
 CPU = torch.device("cpu")
 
 

@@ -13,8 +13,6 @@ from slm_core.errors import ConfigError, ModelError
 from slm_core.training import TrainingSpec
 from slm_core.training.lora import load_student
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:

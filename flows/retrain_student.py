@@ -1,0 +1,149 @@
+"""Flow ``retrain``: a claim of captured calls becomes an adapter, a verdict and a route."""
+
+from __future__ import annotations
+
+import time
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from prefect.states import Completed, State
+
+from slm_core.presets import RETRAIN_PRESETS, RetrainPreset, RetrainSpec
+from slm_core.records import Claim
+from slm_core.report import ReportInput
+from tasks._wiring import current_settings, opened_store, run_folder, traced
+from tasks.capture import finish_claim, release_claim, take_claim
+from tasks.dataset import build_dataset, make_test_set, read_questions
+from tasks.decision import decide_swap
+from tasks.evaluation import evaluate_arms, trace_metrics
+from tasks.report import publish_report
+from tasks.serving import promote_adapter
+from tasks.training import train_adapter
+
+BASELINE = ("teacher", "student", "student_cep")
+
+
+@flow(name="retrain")
+def retrain_student(
+    claim_id: str | None = None,
+    preset: RetrainPreset = "nano",
+    reason: str = "manual",
+    run_id: str | None = None,
+    overrides: RetrainSpec | None = None,
+) -> State | ReportInput:
+    """Train on one claim, score the result against the teacher, decide, report, promote.
+
+    Retrying the run goes on where it stopped: same dataset, last checkpoint, missing answers.
+
+    Args:
+        claim_id: the claim to train on; empty takes the oldest that nobody holds.
+        preset: name of the plan.
+        reason: who asked, for the record.
+        run_id: folder and owner name of this run; by default the flow run's id.
+        overrides: a whole plan in place of the preset.
+    """
+    run_id = run_id or str(flow_run.id)
+    spec = overrides or RETRAIN_PRESETS[preset]
+    claim = take_claim(claim_id, run_id)
+    if claim is None:
+        return _skipped(claim_id)
+    try:
+        return _retrain(spec, claim, run_id, reason)
+    except Exception as error:
+        # A retryable failure keeps the claim: Retry in the dashboard goes on with it.
+        if not getattr(error, "retryable", False):
+            release_claim(claim, run_id)
+        raise
+
+
+def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> ReportInput:
+    folder = run_folder(run_id)
+    clock = _Clock()
+    with traced("retrain", run_id, claim=claim.id, reason=reason) as trace:
+        with trace.span("make the test set") as span, clock("test set"):
+            test_set = make_test_set(spec.eval.test_set)
+            span.update(output=str(test_set))
+        with trace.span("build the dataset") as span, clock("dataset"):
+            dataset = build_dataset(spec.dataset, claim, run_id, test_set)
+            span.update(
+                output={"dataset": dataset.id, "path": dataset.path}, metadata=dataset.drops
+            )
+        with trace.span("evaluate the baseline") as span, clock("baseline"):
+            arms = tuple(arm for arm in spec.eval.arms if arm in BASELINE)
+            baseline = evaluate_arms(spec.eval, arms, test_set, None, folder / "evaluation")
+            span.update(output={"evaluation": baseline.id}, metrics=trace_metrics(baseline))
+        with trace.span("train the adapter") as span, clock("training"):
+            adapter = train_adapter(spec.training, dataset, run_id)
+            span.update(output={"adapter": adapter.id, "path": adapter.path})
+        with trace.span("evaluate all arms") as span, clock("evaluation"):
+            evaluation = evaluate_arms(
+                spec.eval, spec.eval.arms, test_set, adapter, folder / "evaluation"
+            )
+            span.update(output={"evaluation": evaluation.id}, metrics=trace_metrics(evaluation))
+        with trace.span("decide") as span:
+            decision = decide_swap(spec.eval.decision, evaluation)
+            span.update(output={"decision": decision.id, "outcome": decision.outcome})
+        if decision.outcome == "SUCCESS":
+            with trace.span("promote the adapter") as span:
+                routes = promote_adapter(adapter, decision, claim, run_id, live=spec.auto_promote)
+                span.update(output=[f"{r.agent_name}/{r.track}: {r.stage}" for r in routes])
+        with opened_store() as store:
+            report = ReportInput(
+                decision=decision,
+                evaluation=evaluation,
+                adapter=adapter,
+                dataset=dataset,
+                training=store.runs.get(run_id),
+                claim=claim,
+                run_id=run_id,
+                trace_id=trace.trace_id,
+                calls_captured=store.calls.count(),
+                capture_stats=tuple(store.calls.stats()),
+                seed=spec.eval.test_set.seed,
+                timings=clock.seconds,
+                questions=read_questions(test_set),
+            )
+        with trace.span("publish the report") as span:
+            paths = publish_report(report, folder / "report", spec.eval.report)
+            span.update(output=str(paths.html))
+        trace.update(output={"outcome": decision.outcome, "report": str(paths.json)})
+    finish_claim(claim, run_id)
+    return report
+
+
+def _skipped(claim_id: str | None) -> State:
+    if claim_id is not None:
+        text = f"Nothing to do: claim {claim_id} is done or held by another run."
+    else:
+        settings = current_settings()
+        with opened_store() as store:
+            waiting = store.calls.waiting()
+        missing = max(0, settings.retrain_threshold - waiting)
+        text = (
+            f"Nothing to do: {waiting} usable calls wait, {missing} more make a claim "
+            f"of {settings.retrain_threshold}."
+        )
+    create_markdown_artifact(text, key="skipped")
+    return Completed(name="Skipped", message=text)
+
+
+class _Clock:
+    """Seconds per stage, in the order in which they ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str) -> _Clock:
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self._stage] = round(time.monotonic() - self._began, 2)
+
+
+if __name__ == "__main__":
+    retrain_student()

@@ -1,0 +1,118 @@
+"""``slm adapters``: what was trained, and who it answers for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from slm_core.cli.opening import load_settings, opened_store
+from slm_core.cli.terminal import (
+    JsonFlag,
+    Reason,
+    current_user,
+    moment,
+    show_facts,
+    show_json,
+    show_table,
+    warn,
+)
+from slm_core.records import Stage, Track
+
+app = typer.Typer(no_args_is_help=True, help="Trained adapters.")
+
+
+@app.command("list")
+def list_adapters(as_json: JsonFlag = False) -> None:
+    """List every adapter, oldest first, with the last decision on it."""
+    with opened_store(load_settings()) as store:
+        found = store.adapters.list()
+        outcomes = {one.adapter_id: one.outcome for one in store.decisions.list()}
+    if as_json:
+        show_json([one.model_dump(mode="json", exclude={"losses"}) for one in found])
+        return
+    show_table(
+        ("adapter", "made", "base model", "tracks", "dataset", "decision"),
+        (
+            (
+                one.id,
+                moment(one.created_at),
+                one.base_model,
+                ", ".join(one.tracks),
+                one.dataset_id,
+                outcomes.get(one.id, ""),
+            )
+            for one in found
+        ),
+        empty="No adapters yet.",
+    )
+
+
+@app.command()
+def show(adapter_id: str, as_json: JsonFlag = False) -> None:
+    """Show one adapter: what made it, the decisions on it, and where it answers."""
+    with opened_store(load_settings()) as store:
+        found = store.adapters.get(adapter_id)
+        decisions = store.decisions.of_adapter(adapter_id)
+        routes = [route for route in store.routes.list() if route.adapter_id == adapter_id]
+    if as_json:
+        show_json({"adapter": found, "decisions": decisions, "routes": routes})
+        return
+    show_facts(
+        {
+            "adapter": found.id,
+            "made": moment(found.created_at),
+            "path": found.path,
+            "base model": found.base_model,
+            "tracks": ", ".join(found.tracks),
+            "context prefix": found.cep_id or "none",
+            "dataset": found.dataset_id,
+            "run": found.run_id,
+            "code": found.code_version,
+            **{key.replace("_", " "): str(value) for key, value in found.summary.items()},
+            **{f"decision {one.id}": one.outcome for one in decisions},
+            **{f"route {one.agent_name}/{one.track}": one.stage for one in routes},
+        }
+    )
+
+
+@app.command()
+def promote(
+    adapter_id: str,
+    agent: Annotated[str, typer.Option(help="Whose calls it shall answer.")],
+    track: Annotated[Track, typer.Option(help="Which of them.")],
+    reason: Reason,
+    to: Annotated[Stage, typer.Option(help="Where to; retired takes it off.")] = Stage.LIVE,
+    override: Annotated[
+        str | None, typer.Option(help="Why to go on although the decision is not SUCCESS.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let an adapter answer for an agent.
+
+    Whoever types this approves it: an adapter whose last decision is SUCCESS goes live at
+    once. Any other needs --override, and goes by way of shadow and canary.
+    """
+    from slm_core.serving import promote as promote_adapter
+
+    with opened_store(load_settings()) as store:
+        adapter = store.adapters.get(adapter_id)
+        decisions = store.decisions.of_adapter(adapter_id)
+        route = promote_adapter(
+            store,
+            adapter=adapter,
+            agent_name=agent,
+            track=track,
+            decision=decisions[-1] if decisions else None,
+            who=current_user(),
+            reason=reason,
+            to_stage=to,
+            auto_approve=True,
+            override_reason=override,
+        )
+        if not store.calls.stats(agent):
+            warn(f"No call of agent {agent!r} was ever captured; is the name right?")
+    if as_json:
+        show_json(route)
+    else:
+        typer.echo(f"{agent}/{track}: {adapter_id} is {route.stage}.")

@@ -1,0 +1,110 @@
+"""Settings to open resources: what every task needs before it can call a stage.
+
+Settings are read once per process, from the environment unless ``configure`` gave others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import State, Task, get_client, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+
+from slm_core.errors import SlmError
+from slm_core.settings import Settings
+from slm_core.tracing import RunTrace, check_langfuse, push_pending
+
+if TYPE_CHECKING:
+    from slm_core.store import Store
+
+log = logging.getLogger(__name__)
+
+_settings: list[Settings] = []
+
+
+def configure(settings: Settings) -> None:
+    """Use ``settings`` in this process in place of the environment."""
+    _settings[:] = [settings]
+
+
+def current_settings() -> Settings:
+    """Return this process's settings.
+
+    Raises:
+        ConfigError: the environment does not hold usable settings.
+    """
+    if not _settings:
+        configure(Settings.from_env())
+        # Records of the library reach the Prefect UI only from this level on.
+        logging.getLogger("slm_core").setLevel(_settings[0].log_level)
+    return _settings[0]
+
+
+@contextmanager
+def opened_store() -> Iterator[Store]:
+    """Open the store that the settings name."""
+    # SQLAlchemy takes a third of a second, which listing deployments need not wait for.
+    from slm_core.store import open_store
+
+    with open_store(current_settings().database_url) as store:
+        yield store
+
+
+def run_folder(run_id: str) -> Path:
+    """Return the folder of a run; a resumed run finds its files there."""
+    folder = current_settings().home / "runs" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def is_retryable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Whether doing the same again may help: only errors that say so of themselves."""
+    try:
+        state.result()
+    except SlmError as error:
+        return error.retryable
+    except BaseException:
+        return False
+    return False
+
+
+def step(name: str) -> Callable[[Callable[..., Any]], Task[..., Any]]:
+    """Make a task of one stage: never cached, since each stage resumes by its own files."""
+    return task(
+        name=name,
+        cache_policy=NO_CACHE,
+        retries=2,
+        retry_delay_seconds=[2, 10],
+        retry_condition_fn=is_retryable,
+    )
+
+
+@contextmanager
+def traced(name: str, run_id: str, **metadata: Any) -> Iterator[RunTrace]:
+    """Trace one run: kept in the store at once, sent to Langfuse at the end if keys are set.
+
+    Raises:
+        TracingUnavailable: Langfuse is required and does not answer; nothing was begun.
+    """
+    settings = current_settings()
+    config = settings.langfuse()
+    if settings.require_langfuse:
+        check_langfuse(config)
+    with opened_store() as store:
+        with RunTrace(name, run_id, sink=store.spans, metadata=metadata) as trace:
+            yield trace
+        if not config.problems():
+            result = push_pending(store.spans, config)
+            if not result.ok:
+                log.warning("spans kept for later sent=%d reason=%s", result.sent, result.reason)
+
+
+def server_is_persistent() -> bool:
+    """Whether flows run against a server with a dashboard, not one that dies with the process."""
+    with get_client(sync_client=True) as client:
+        return "ephemeral" not in str(client.api_url)

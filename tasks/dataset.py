@@ -1,0 +1,61 @@
+"""Claimed calls to a dataset; test cases that every arm is scored on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slm_core.dataset import DatasetSpec, build
+from slm_core.presets import TestSetSpec
+from slm_core.records import TRACKS, Call, Claim, ClaimState, Dataset, Example
+from tasks._progress import progress
+from tasks._wiring import current_settings, opened_store, run_folder, step
+
+
+@step("build the dataset")
+def build_dataset(spec: DatasetSpec, claim: Claim, run_id: str, keep_out: Path) -> Dataset:
+    """Build the dataset of a run from its claim and all claims trained on before.
+
+    A resumed run gets the dataset it began with, whatever was claimed since. ``keep_out`` is
+    the test set: its questions never train.
+    """
+    begun = run_folder(run_id) / "dataset.json"
+    with opened_store() as store:
+        if begun.exists():
+            return store.datasets.save(Dataset.model_validate_json(begun.read_bytes()))
+        claims = [*store.claims.list(ClaimState.DONE), claim]
+        calls: list[Call] = [c for one in claims for c in store.calls.select(claim_id=one.id)]
+        with progress("dataset") as on_progress:
+            dataset = build(
+                calls,
+                spec,
+                current_settings().home / "datasets",
+                frozen=[keep_out, *store.datasets.frozen_tests()],
+                on_progress=on_progress,
+            )
+        begun.write_text(dataset.model_dump_json(), encoding="utf-8")
+        return store.datasets.save(dataset)
+
+
+@step("make the test set")
+def make_test_set(spec: TestSetSpec) -> Path:
+    """Return the file of the test set; the synthetic one is written on first use."""
+    from slm_core.dataset.test_sets import write_test_set
+    from slm_core.testing.workload import generate
+
+    if spec.path is not None:
+        return Path(spec.path)
+    folder = current_settings().home / "test-sets"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"synthetic-{spec.seed}-{spec.rows_per_track}.jsonl"
+    cases: list[Example] = [
+        case for track in TRACKS for case in generate(spec.seed, spec.rows_per_track, "test", track)
+    ]
+    write_test_set(cases, path)
+    return path
+
+
+def read_questions(test_set: Path) -> dict[str, str]:
+    """Return each case's last user turn, for the cases that a report shows."""
+    from slm_core.dataset.test_sets import read_test_set
+
+    return {case.id: case.prompt[-1].content for case in read_test_set(test_set)}

@@ -1,0 +1,101 @@
+"""Arms to scores: the teacher over HTTP, the students in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slm_core.backends.base import Backend
+from slm_core.capture.prices import PriceTable
+from slm_core.errors import MissingDependency
+from slm_core.evaluation import Arm, evaluate
+from slm_core.presets import EvalSpec
+from slm_core.prompting.prefix import Variant, get_prefix
+from slm_core.records import Adapter, ArmName, Evaluation, Metric, utc_now
+from tasks._progress import progress
+from tasks._wiring import current_settings, opened_store, step
+
+
+@step("evaluate the arms")
+def evaluate_arms(
+    spec: EvalSpec,
+    names: tuple[ArmName, ...],
+    test_set: Path,
+    adapter: Adapter | None,
+    out_dir: Path,
+) -> Evaluation:
+    """Score the named arms; answers that ``out_dir`` already holds are not asked for again."""
+    from slm_core.dataset.test_sets import gold_id, read_test_set
+
+    cases = read_test_set(test_set)
+    arms = [_arm(name, spec, adapter) for name in names]
+    with progress("evaluate") as on_progress:
+        evaluation = evaluate(
+            cases,
+            arms,
+            spec.evaluation,
+            out_dir,
+            test_set_id=gold_id(cases),
+            adapter_id=adapter.id if adapter and "adapter" in names else None,
+            on_progress=on_progress,
+        )
+    with opened_store() as store:
+        return store.evaluations.save(evaluation)
+
+
+def _arm(name: ArmName, spec: EvalSpec, adapter: Adapter | None) -> Arm:
+    if name == "teacher":
+        teacher = current_settings().teacher()
+        return Arm(name, _open_teacher, f"{teacher.model} at {teacher.kind}")
+    if name == "adapter":
+        if adapter is None:
+            raise ValueError("the arm 'adapter' needs an adapter")
+        return Arm(
+            name,
+            lambda: _open_student(spec, adapter, spec.cep),
+            f"{Path(spec.student_model).name} + {adapter.id}",
+        )
+    variant = spec.cep if name == "student_cep" else None
+    prefix = get_prefix(variant)
+    label = Path(spec.student_model).name + (f" + {prefix.id}" if prefix else "")
+    return Arm(name, lambda: _open_student(spec, None, variant), label)
+
+
+def _open_student(spec: EvalSpec, adapter: Adapter | None, variant: Variant | None) -> Backend:
+    try:
+        from slm_core.backends.local import LocalModel
+    except ImportError as error:
+        raise MissingDependency(
+            f"A local model needs torch and transformers ({error}). "
+            "Install them: pip install 'slm-swap[train]'."
+        ) from error
+    return LocalModel(
+        spec.student_model,
+        adapter.path if adapter else None,
+        get_prefix(variant),
+        threads=spec.threads or current_settings().torch_threads,
+        batch_size=spec.evaluation.batch_size,
+        usd_per_hour=spec.student_usd_per_hour,
+    )
+
+
+def _open_teacher() -> Backend:
+    from slm_core.backends.openai_http import OpenAiBackend
+
+    teacher = current_settings().teacher()
+    return OpenAiBackend(
+        teacher.model,
+        api_key=teacher.api_key.get_secret_value(),
+        base_url=teacher.endpoint or None if teacher.kind == "openai" else None,
+        azure_endpoint=teacher.endpoint if teacher.kind == "azure" else None,
+        api_version=teacher.api_version if teacher.kind == "azure" else None,
+        usd_per_million=PriceTable().usd_per_million(teacher.model, utc_now().date()),
+    )
+
+
+def trace_metrics(evaluation: Evaluation) -> dict[str, Metric | float | None]:
+    """Return ``track/arm/metric`` to its strict value with interval, for a span."""
+    return {
+        f"{arm.track}/{arm.arm}/{name}": metric
+        for arm in evaluation.arms
+        for name, metric in arm.metrics.items()
+    }

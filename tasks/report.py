@@ -1,0 +1,41 @@
+"""Records to a report: files on disk, artifacts in the dashboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from slm_core.report import ReportInput, ReportPaths, ReportSpec, arms_table, write_report
+from tasks._wiring import step
+
+
+@step("publish the report")
+def publish_report(report: ReportInput, out_dir: Path, spec: ReportSpec) -> ReportPaths:
+    """Write the report and show it in the run: text, table of arms, plots, link to the page."""
+    from slm_core.report.plots import data_uri, plot_png
+
+    paths = write_report(report, out_dir, spec)
+    create_markdown_artifact(
+        paths.markdown.read_text(encoding="utf-8"),
+        key="report",
+        description=f"{report.decision.outcome}: verdict, arms, gates and what to do next",
+    )
+    table = arms_table(report.evaluation)
+    create_table_artifact(
+        [dict(zip(table.columns, row, strict=True)) for row in table.rows],
+        key="arms",
+        description="Every arm on every track, strict scores",
+    )
+    create_image_artifact(
+        data_uri(plot_png(report)), key="plots", description="Scores, loss, failures, cost"
+    )
+    create_link_artifact(
+        paths.html.resolve().as_uri(), key="report-page", link_text="report.html on the worker"
+    )
+    return paths
