@@ -30,8 +30,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[all]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
+# The demo has its own Prefect home; on this terminal its own lines are enough.
+DEMO_ENV := PREFECT_HOME=$(CURDIR)/.slm/prefect DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false \
+            PREFECT_LOGGING_LEVEL=$(or $(LOG_LEVEL),WARNING)
+
 demo: $(READY) ## Run the whole loop on this machine (FRESH=1 starts over, SEED=n)
-	$(PYTHON) -m flows.run_demo $(if $(FRESH),--fresh) $(if $(SEED),--seed $(SEED)) $(DEMO_ARGS)
+	@mkdir -p .slm/prefect
+	@$(DEMO_ENV) $(PYTHON) -W 'ignore:.*is_gradient_checkpointing:FutureWarning' -m flows.run_demo $(if $(FRESH),--fresh) $(if $(SEED),--seed $(SEED)) $(DEMO_ARGS)
 
 demo-short: ## The same with fewer rows, for a quick look
 	@$(MAKE) --no-print-directory demo DEMO_ARGS="--short $(DEMO_ARGS)"

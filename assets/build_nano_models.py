@@ -1,7 +1,7 @@
 """Train nano-student and nano-teacher from nothing on one H200 (under 15 minutes for both).
 
-    python assets/build_nano_models.py --out assets
-    python assets/build_nano_models.py --out assets --cards-only  # trains nothing
+    python -m assets.build_nano_models --out assets
+    python -m assets.build_nano_models --out assets --cards-only  # trains nothing
 
 Data comes from the ``pretrain`` pool of ``slm_core.testing.workload`` alone; progress is
 measured on its ``traffic`` pool, and the ``test`` pool is never drawn. The teacher learns
@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nano_model_folder import describe
-
+from assets.nano_model_folder import describe
 from slm_core.prompting.formats import render_completion
 from slm_core.prompting.prefix import PREFIXES
 from slm_core.prompting.render import Renderer, compose
@@ -157,7 +156,7 @@ def taught_answer(recipe: Recipe, example: Example, other: OtherFormat | None) -
     """Return what the model of ``recipe`` is taught to answer."""
     if other:
         return other.answer(example.track, example.calls)
-    return student_answer(example) if recipe == STUDENT else teacher_answer(example)
+    return student_answer(example) if recipe.name == STUDENT.name else teacher_answer(example)
 
 
 def build_tokenizer(path: Path) -> None:
@@ -314,7 +313,7 @@ def fit(recipe: Recipe, tokenizer_path: Path, folder: Path, workers: int) -> Non
         ),
     )
     checks = progress_checks()
-    wanted = student_answer if recipe == STUDENT else (lambda example: example.completion)
+    wanted = student_answer if recipe.name == STUDENT.name else (lambda example: example.completion)
     trace: list[tuple[int, float, float]] = []
     step = 0
     for step, rows in enumerate(batches(recipe, len(ids)), start=1):

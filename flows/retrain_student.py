@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -99,6 +100,7 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
                 run_id=run_id,
                 trace_id=trace.trace_id,
                 calls_captured=store.calls.count(),
+                drops=dict(Counter(dataset.drops) + Counter(store.calls.unusable())),
                 capture_stats=tuple(store.calls.stats()),
                 seed=spec.eval.test_set.seed,
                 timings=clock.seconds,

@@ -22,6 +22,7 @@
         WorkerDied            (retryable) the training process ended without a result
         RunBusy               (retryable) another trainer holds the run directory
       EvaluationError
+      BadRequest              a request to a server of ours cannot be honoured
       StackError              a part of the local stack did not start or did not stop
       TracingUnavailable      Langfuse is required and does not answer
       IllegalPromotion        a route may not move that way
@@ -165,6 +166,10 @@ class RunBusy(TrainingError):
 
 class EvaluationError(SlmError):
     """An evaluation could not be carried out."""
+
+
+class BadRequest(SlmError):
+    """A request to a server of ours cannot be honoured; ``param`` in ``context`` is the field."""
 
 
 class StackError(SlmError):

@@ -53,6 +53,8 @@ class EvalSpec(BaseModel):
     """How the report looks."""
     threads: int | None = None
     """CPU threads of local models; None takes one per core."""
+    teacher_concurrency: int = Field(default=8, ge=1)
+    """Requests to the teacher at once; more than it can work on shows as latency."""
     student_usd_per_hour: float | None = None
     """Price of the machine that serves the student; None leaves its costs unknown."""
 
@@ -83,6 +85,8 @@ _NANO_EVAL = EvalSpec(
     # The longest right answer of the synthetic workload has 80 tokens.
     evaluation=EvaluationSpec(max_tokens=160, batch_size=40),
     threads=2,
+    # The demo's teacher has two workers.
+    teacher_concurrency=2,
     # An assumption: what clouds ask for two shared virtual cores.
     student_usd_per_hour=0.10,
 )

@@ -66,6 +66,7 @@ class _Artifact:
         self._what = what
         self._id: UUID | None = None
         self._next = 0.0
+        self._tenth = -1
         self._in_run = FlowRunContext.get() is not None or TaskRunContext.get() is not None
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -74,7 +75,10 @@ class _Artifact:
             return
         self._next = now + _SECONDS_BETWEEN_UPDATES
         share = 100.0 * done / total if total else 0.0
-        log.info("%s %d/%d %s", self._what, done, total, what)
+        tenth = int(share / 10)
+        if tenth != self._tenth:
+            self._tenth = tenth
+            log.info("%s %d/%d %s", self._what, done, total, what)
         if not self._in_run:
             return
         if self._id is None:

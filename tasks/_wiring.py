@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import State, Task, get_client, task
+from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 
@@ -40,8 +40,9 @@ def current_settings() -> Settings:
     """
     if not _settings:
         configure(Settings.from_env())
-        # Records of the library reach the Prefect UI only from this level on.
-        logging.getLogger("slm_core").setLevel(_settings[0].log_level)
+        # Log lines of ours reach the Prefect UI only from this level on.
+        for name in ("slm_core", "tasks", "flows"):
+            logging.getLogger(name).setLevel(_settings[0].log_level)
     return _settings[0]
 
 
@@ -102,9 +103,3 @@ def traced(name: str, run_id: str, **metadata: Any) -> Iterator[RunTrace]:
             result = push_pending(store.spans, config)
             if not result.ok:
                 log.warning("spans kept for later sent=%d reason=%s", result.sent, result.reason)
-
-
-def server_is_persistent() -> bool:
-    """Whether flows run against a server with a dashboard, not one that dies with the process."""
-    with get_client(sync_client=True) as client:
-        return "ephemeral" not in str(client.api_url)

@@ -45,7 +45,7 @@ def evaluate_arms(
 def _arm(name: ArmName, spec: EvalSpec, adapter: Adapter | None) -> Arm:
     if name == "teacher":
         teacher = current_settings().teacher()
-        return Arm(name, _open_teacher, f"{teacher.model} at {teacher.kind}")
+        return Arm(name, lambda: _open_teacher(spec), f"{teacher.model} at {teacher.kind}")
     if name == "adapter":
         if adapter is None:
             raise ValueError("the arm 'adapter' needs an adapter")
@@ -78,7 +78,7 @@ def _open_student(spec: EvalSpec, adapter: Adapter | None, variant: Variant | No
     )
 
 
-def _open_teacher() -> Backend:
+def _open_teacher(spec: EvalSpec) -> Backend:
     from slm_core.backends.openai_http import OpenAiBackend
 
     teacher = current_settings().teacher()
@@ -88,6 +88,7 @@ def _open_teacher() -> Backend:
         base_url=teacher.endpoint or None if teacher.kind == "openai" else None,
         azure_endpoint=teacher.endpoint if teacher.kind == "azure" else None,
         api_version=teacher.api_version if teacher.kind == "azure" else None,
+        concurrency=spec.teacher_concurrency,
         usd_per_million=PriceTable().usd_per_million(teacher.model, utc_now().date()),
     )
 

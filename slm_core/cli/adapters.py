@@ -90,8 +90,8 @@ def promote(
 ) -> None:
     """Let an adapter answer for an agent.
 
-    Whoever types this approves it: an adapter whose last decision is SUCCESS goes live at
-    once. Any other needs --override, and goes by way of shadow and canary.
+    Typing it is the approval: after a decision of SUCCESS an adapter goes live at once.
+    Any other needs --override, and goes by way of shadow and canary.
     """
     from slm_core.serving import promote as promote_adapter
 

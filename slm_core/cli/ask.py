@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,7 @@ def ask(
         str | None,
         typer.Option(metavar="PATH", help="Base model, if it lies elsewhere than in training."),
     ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     as_json: JsonFlag = False,
 ) -> None:
     """Print the answer of the live adapter, computed in this process."""
@@ -37,13 +39,16 @@ def ask(
 
     request = _read_request(question, system, tools)
     settings = load_settings()
-    with opened_store(settings) as store:
+    with opened_store(settings) as store, warnings.catch_warnings():
+        # What libraries say to their programmers.
+        warnings.simplefilter("ignore", FutureWarning)
         answer = ask_live(
             store,
             agent,
             track,
             request.prompt,
             request.tools,
+            max_tokens=max_tokens,
             base_model=model,
             threads=settings.torch_threads,
         )

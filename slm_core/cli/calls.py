@@ -103,9 +103,7 @@ def export(
     from slm_core.capture import WorkflowTracer
 
     settings = load_settings()
-    with WorkflowTracer(
-        spool_dir=settings.spool_dir, database_url=settings.database_url
-    ) as tracer:
+    with WorkflowTracer(spool_dir=settings.spool_dir, database_url=settings.database_url) as tracer:
         try:
             file = tracer.generate_training_dataset(out, agent_name=agent, usable=_why_unusable)
         except OSError as error:

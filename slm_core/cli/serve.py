@@ -18,7 +18,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Folder or hub id of the base model; with --routes, in place of the adapters' own.",
+            help="Folder or hub id of the base model; replaces the adapters' own with --routes.",
         ),
     ] = None,
     adapter: Annotated[
@@ -45,8 +45,7 @@ def serve(
 ) -> None:
     """Answer chat completions until Ctrl-C.
 
-    Says {"ready": true, "url": ...} on stdout once it does. Callers must send the key in
-    SLM_SERVER_API_KEY, if that is set.
+    Once ready, it writes one line of JSON with its url. Callers send SLM_SERVER_API_KEY, if set.
     """
     if model is None and not routes:
         raise typer.BadParameter("give --model PATH, or --routes to serve what is live")

@@ -26,7 +26,7 @@ def verify(as_json: JsonFlag = False) -> None:
 @app.command()
 def upgrade() -> None:
     """Make the store, or bring its tables up to this version."""
-    with opened_store(load_settings(), create=True) as store:
-        from slm_core.store.schema import REVISION
+    from slm_core.store.schema import REVISION
 
+    with opened_store(load_settings(), create=True) as store:
         typer.echo(f"{store.url} is at revision {REVISION}.")

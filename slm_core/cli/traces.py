@@ -33,8 +33,7 @@ def push(as_json: JsonFlag = False) -> None:
         left = store.spans.counts()["pending"]
     if not result.ok:
         raise TracingUnavailable(
-            f"{len(result.sent)} spans were sent, {left} are left: {result.reason} "
-            "They are kept; push again later."
+            f"{len(result.sent)} spans were sent, {left} are left: {result.reason}"
         )
     if result.reason:
         warn(result.reason)

@@ -141,7 +141,7 @@ def worker_part(site: Site, queue: str) -> Part:
             "SLM_REPO": str(site.project),
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-            "PREFECT_LOGGING_EXTRA_LOGGERS": "slm_core",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "slm_core,tasks,flows",
             "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(site.settings.home / "results"),
         },
         cwd=site.project,

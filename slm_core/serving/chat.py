@@ -12,12 +12,19 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
 from slm_core.backends.base import Completion
-from slm_core.errors import ModelError, Overloaded, PromptMismatch, PromptTooLong, SlmError
+from slm_core.errors import (
+    BadRequest,
+    ModelError,
+    Overloaded,
+    PromptMismatch,
+    PromptTooLong,
+    SlmError,
+)
 from slm_core.serving import wire_answer
 from slm_core.serving.engine import Engine
 from slm_core.serving.keeper import Job
 from slm_core.serving.messages import Delta, Done, Event, Failed, ModelSource
-from slm_core.serving.wire_request import BadRequest, read_body
+from slm_core.serving.wire_request import read_body
 
 _LOOK_SECONDS = 0.5
 """How often a caller who waits for a whole answer is looked after."""
@@ -80,7 +87,7 @@ class Chat:
             body = read_body(await self._read(http))
             request = body.request()
         except BadRequest as error:
-            raise Refusal(400, str(error), param=error.param) from error
+            raise Refusal(400, error.message, **error.context) from error
         name = body.model if deployment is None else deployment
         source = self.find(name)
         answer = _Answer(asyncio.get_running_loop(), self._limits.timeout_seconds)

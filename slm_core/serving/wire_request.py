@@ -15,18 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from slm_core.backends.base import Request
+from slm_core.errors import BadRequest
 from slm_core.records import Message, Tool, ToolUse
 
 _MOST_PROBLEMS = 10
 """Told of one request; a wrong message list would otherwise repeat itself at length."""
-
-
-class BadRequest(Exception):
-    """The request cannot be honoured; ``param`` is the field at fault."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class _Strict(BaseModel):

@@ -124,6 +124,13 @@ class Calls:
         """Return how many usable calls no claim holds."""
         return self._count(schema.waiting)
 
+    def unusable(self) -> dict[str, int]:
+        """Return why calls may not become examples: reason to count."""
+        reason = schema.calls.c.unusable
+        query = sa.select(reason, sa.func.count()).where(reason.is_not(None)).group_by(reason)
+        with self._database.read() as connection:
+            return {str(row[0]): int(row[1]) for row in connection.execute(query.order_by(reason))}
+
     def stats(self, agent_name: str | None = None) -> list[CallStats]:
         """Return totals per agent, agent type and model, of one agent or of all.
 

@@ -270,7 +270,7 @@ def test_every_foreign_exception_is_mapped() -> None:
         kind
         for library in libraries
         # Not getmembers: it loads all of openai, a second's work.
-        for kind in vars(library).values()
+        for kind in list(vars(library).values())
         if inspect.isclass(kind) and issubclass(kind, Exception)
     }
     assert len(foreign) > 60

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from slm_core.backends.base import Request
+from slm_core.errors import BadRequest
 from slm_core.records import Message, ToolUse
-from slm_core.serving.wire_request import BadRequest, ChatBody, read_body
+from slm_core.serving.wire_request import ChatBody, read_body
 
 USER = {"role": "user", "content": "hi"}
 OFFER = {
@@ -116,7 +117,7 @@ def test_what_changes_nothing_is_accepted() -> None:
 def test_what_cannot_be_honoured_names_the_field(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
         read(**fields)
-    assert caught.value.param == param
+    assert caught.value.context == {"param": param}
     assert len(str(caught.value)) < 2000
 
 

@@ -197,6 +197,14 @@ def test_reasons_are_counted_for_stored_calls_only(store: Store) -> None:
     assert store.calls.add(calls, only_successes) == AddResult(0, 5, 0, {})
 
 
+def test_every_unusable_call_counts_under_its_reason(store: Store) -> None:
+    assert store.calls.unusable() == {}
+    calls = [make_call(n, success=n > 1) for n in range(5)]
+    again = make_call(4).model_copy(update={"id": "again"})
+    store.calls.add([*calls, again], only_successes)
+    assert store.calls.unusable() == {"call failed": 2, "exact duplicate": 1}
+
+
 def test_a_text_that_repeats_is_kept_once(store: Store, sql: Sql) -> None:
     store.calls.add([make_call(n) for n in range(20)], any_call)
     system_prompt, tools, exchanges = 1, 1, 20

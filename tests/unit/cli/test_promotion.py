@@ -1,0 +1,94 @@
+"""``slm adapters`` and ``slm routes``: from a decision to live, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from slm_core.records import Adapter
+from slm_core.store import Store
+from slm_core.testing.records import make_adapter, make_call, make_decision
+
+HERE = ("--agent", "weather-desk", "--track", "toolcall")
+
+
+@pytest.fixture
+def adapters(store: Store) -> list[Adapter]:
+    """Two adapters with a SUCCESS each, and one with a FAILURE."""
+    store.calls.add([make_call(1)], lambda _: None)
+    made = []
+    for number, outcome in enumerate(("SUCCESS", "SUCCESS", "FAILURE")):
+        adapter = make_adapter(id=f"adapter-{number}", weights_sha256=str(number))
+        made.append(store.adapters.save(adapter))
+        decision = make_decision(outcome, id=f"decision-{number}", adapter_id=adapter.id)
+        store.decisions.save(decision)
+    return made
+
+
+def live(slm: Any) -> list[str]:
+    return [one["adapter_id"] for one in slm.json("routes", "list") if one["stage"] == "live"]
+
+
+def test_promote_and_roll_back(slm: Any, adapters: list[Adapter]) -> None:
+    for adapter in adapters[:2]:
+        done = slm("adapters", "promote", adapter.id, *HERE, "--reason", "beats the teacher")
+        assert f"{adapter.id} is live" in done.stdout
+        assert done.stderr == ""
+    assert live(slm) == ["adapter-1"]
+    slm("routes", "roll-back", "weather-desk", "toolcall", "--reason", "complaints")
+    assert live(slm) == ["adapter-0"]
+
+    moves = slm.json("routes", "history", "weather-desk", "toolcall")
+    assert [move["reason"] for move in moves] == ["beats the teacher"] * 2 + ["complaints"]
+    assert all(move["who"] for move in moves)
+    assert "complaints" in slm("routes", "history", "weather-desk", "toolcall").stdout
+
+
+def test_a_failure_goes_nowhere_without_a_reason_to_override(
+    slm: Any, adapters: list[Adapter]
+) -> None:
+    promote = ("adapters", "promote", "adapter-2", *HERE, "--reason", "hope")
+    assert "FAILURE" in slm.refused(*promote)
+    assert "cannot go from no stage to live" in slm.refused(*promote, "--override", "I know")
+    slm(*promote, "--override", "I know", "--to", "shadow")
+    assert slm.json("routes", "list")[0]["stage"] == "shadow"
+
+
+def test_an_agent_without_calls_may_be_mistyped(slm: Any, adapters: list[Adapter]) -> None:
+    words = ("--agent", "wether-desk", "--track", "toolcall", "--reason", "new")
+    done = slm("adapters", "promote", "adapter-0", *words)
+    assert "wether-desk" in done.stderr
+    assert "is live" in done.stdout
+
+
+def test_show_tells_decisions_and_routes(slm: Any, adapters: list[Adapter]) -> None:
+    slm("adapters", "promote", "adapter-0", *HERE, "--reason", "good")
+    shown = slm("adapters", "show", "adapter-0").stdout
+    assert "decision-0" in shown
+    assert "weather-desk/toolcall" in shown
+    full = slm.json("adapters", "show", "adapter-0")
+    assert full["adapter"]["losses"]
+    assert full["decisions"][0]["outcome"] == "SUCCESS"
+    assert full["routes"][0]["stage"] == "live"
+    listed = slm.json("adapters", "list")
+    assert [one["id"] for one in listed] == ["adapter-0", "adapter-1", "adapter-2"]
+    assert "losses" not in listed[0]
+    assert "FAILURE" in slm("adapters", "list").stdout
+
+
+def test_what_does_not_exist_is_named(slm: Any, adapters: list[Adapter]) -> None:
+    assert "'adapter-9'" in slm.refused("adapters", "show", "adapter-9")
+    nothing = ("adapters", "promote", "adapter-9", *HERE, "--reason", "x")
+    assert "'adapter-9'" in slm.refused(*nothing)
+    assert "nothing to roll back" in slm.refused(
+        "routes", "roll-back", "weather-desk", "toolcall", "--reason", "x"
+    )
+    slm("adapters", "promote", "adapter-0", *HERE, "--reason", "good")
+    said = slm.refused("routes", "history", "nobody", "toolcall")
+    assert "weather-desk/toolcall" in said
+
+
+def test_a_track_or_a_reason_cannot_be_left_out(slm: Any, adapters: list[Adapter]) -> None:
+    assert "--reason" in slm.refused("adapters", "promote", "adapter-0", *HERE, status=2)
+    assert "toolcal" in slm.refused("routes", "history", "weather-desk", "toolcal", status=2)
