@@ -8,10 +8,10 @@ from prefect.runtime import flow_run
 from slm_core.presets import EVAL_PRESETS, EvalPreset, EvalSpec
 from slm_core.records import ArmName
 from slm_core.report import ReportInput
-from tasks._wiring import opened_store, run_folder, traced
+from tasks._wiring import opened_store, require_tracing, run_folder, traced
 from tasks.dataset import make_test_set, read_questions
 from tasks.decision import decide_swap
-from tasks.evaluation import evaluate_arms, trace_metrics
+from tasks.evaluation import evaluate_arms
 from tasks.report import publish_report
 from tasks.training import find_adapter
 
@@ -33,6 +33,7 @@ def evaluate_model(
         run_id: folder name of this run; by default the flow run's id.
         overrides: a whole plan in place of the preset.
     """
+    require_tracing()
     run_id = run_id or str(flow_run.id)
     spec = overrides or EVAL_PRESETS[preset]
     adapter = find_adapter(adapter_id) if "adapter" in spec.arms else None
@@ -41,11 +42,8 @@ def evaluate_model(
     with traced("eval", run_id, preset=preset) as trace:
         test_set = make_test_set(spec.test_set)
         with trace.span("evaluate the arms") as span:
-            evaluation = evaluate_arms(spec, arms, test_set, adapter, folder / "evaluation")
-            span.update(
-                output={"evaluation": evaluation.id, "test_set": str(test_set)},
-                metrics=trace_metrics(evaluation),
-            )
+            evaluation = evaluate_arms(spec, arms, test_set, adapter, folder / "evaluation", trace)
+            span.update(output={"evaluation": evaluation.id, "test_set": str(test_set)})
         with trace.span("decide") as span:
             decision = decide_swap(spec.decision, evaluation)
             span.update(output={"decision": decision.id, "outcome": decision.outcome})
@@ -70,7 +68,7 @@ def _fit(spec: EvalSpec, *, has_adapter: bool) -> tuple[EvalSpec, tuple[ArmName,
     """Return the plan and the arms that can be scored now."""
     if has_adapter or "adapter" not in spec.arms:
         return spec, spec.arms
-    arms = tuple(arm for arm in spec.arms if arm != "adapter")
+    arms: tuple[ArmName, ...] = tuple(arm for arm in spec.arms if arm != "adapter")
     comparisons = (*spec.evaluation.comparisons, ("student_cep", "teacher"))
     return spec.model_copy(
         update={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, cast
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -13,6 +14,9 @@ from prefect.exceptions import ObjectNotFound
 from slm_core.records import ClaimState, IngestReport
 from tasks._wiring import opened_store
 from tasks.capture import ingest_spool
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +48,15 @@ def _start_retrainings() -> None:
         for claim in store.claims.list(ClaimState.NEW):
             try:
                 # The same key returns the run that is already there: never two for a claim.
-                run = run_deployment(
-                    RETRAIN,
-                    parameters={"claim_id": claim.id, "reason": "threshold"},
-                    timeout=0,
-                    as_subflow=False,
-                    idempotency_key=f"retrain-{claim.id}-{claim.attempts}",
+                run = cast(
+                    "FlowRun",
+                    run_deployment(
+                        RETRAIN,
+                        parameters={"claim_id": claim.id, "reason": "threshold"},
+                        timeout=0,
+                        as_subflow=False,
+                        idempotency_key=f"retrain-{claim.id}-{claim.attempts}",
+                    ),
                 )
             except ObjectNotFound:
                 log.warning(

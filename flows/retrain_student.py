@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
-from prefect import flow
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from slm_core.presets import RETRAIN_PRESETS, RetrainPreset, RetrainSpec
-from slm_core.records import Claim
+from slm_core.records import Claim, Decision, Route, Stage
 from slm_core.report import ReportInput
-from tasks._wiring import current_settings, opened_store, run_folder, traced
+from tasks._wiring import current_settings, opened_store, require_tracing, run_folder, traced
 from tasks.capture import finish_claim, release_claim, take_claim
 from tasks.dataset import build_dataset, make_test_set, read_questions
 from tasks.decision import decide_swap
-from tasks.evaluation import evaluate_arms, trace_metrics
+from tasks.evaluation import evaluate_arms
 from tasks.report import publish_report
 from tasks.serving import promote_adapter
 from tasks.training import train_adapter
@@ -44,6 +45,7 @@ def retrain_student(
         run_id: folder and owner name of this run; by default the flow run's id.
         overrides: a whole plan in place of the preset.
     """
+    require_tracing()
     run_id = run_id or str(flow_run.id)
     spec = overrides or RETRAIN_PRESETS[preset]
     claim = take_claim(claim_id, run_id)
@@ -72,22 +74,22 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
             )
         with trace.span("evaluate the baseline") as span, clock("baseline"):
             arms = tuple(arm for arm in spec.eval.arms if arm in BASELINE)
-            baseline = evaluate_arms(spec.eval, arms, test_set, None, folder / "evaluation")
-            span.update(output={"evaluation": baseline.id}, metrics=trace_metrics(baseline))
+            baseline = evaluate_arms(spec.eval, arms, test_set, None, folder / "evaluation", trace)
+            span.update(output={"evaluation": baseline.id})
         with trace.span("train the adapter") as span, clock("training"):
             adapter = train_adapter(spec.training, dataset, run_id)
             span.update(output={"adapter": adapter.id, "path": adapter.path})
         with trace.span("evaluate all arms") as span, clock("evaluation"):
             evaluation = evaluate_arms(
-                spec.eval, spec.eval.arms, test_set, adapter, folder / "evaluation"
+                spec.eval, spec.eval.arms, test_set, adapter, folder / "evaluation", trace
             )
-            span.update(output={"evaluation": evaluation.id}, metrics=trace_metrics(evaluation))
+            span.update(output={"evaluation": evaluation.id})
         with trace.span("decide") as span:
             decision = decide_swap(spec.eval.decision, evaluation)
             span.update(output={"decision": decision.id, "outcome": decision.outcome})
         if decision.outcome == "SUCCESS":
             with trace.span("promote the adapter") as span:
-                routes = promote_adapter(adapter, decision, claim, run_id, live=spec.auto_promote)
+                routes = promote_adapter(adapter, decision, dataset, run_id, live=spec.auto_promote)
                 span.update(output=[f"{r.agent_name}/{r.track}: {r.stage}" for r in routes])
         with opened_store() as store:
             report = ReportInput(
@@ -112,6 +114,18 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
         trace.update(output={"outcome": decision.outcome, "report": str(paths.json)})
     finish_claim(claim, run_id)
     return report
+
+
+def _after_promotion(decision: Decision, routes: Sequence[Route]) -> Decision:
+    """Return the decision as the report shows it: what is left to do now."""
+    live = [f"{r.agent_name}/{r.track}" for r in routes if r.stage is Stage.LIVE]
+    if not live:
+        return decision
+    done = (
+        f"{decision.adapter_id} answers for {' and '.join(live)} now. "
+        "Watch it with `slm calls stats`; `slm routes roll-back` undoes it."
+    )
+    return decision.model_copy(update={"next_actions": (done,)})
 
 
 def _skipped(claim_id: str | None) -> State:

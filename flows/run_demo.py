@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 from pydantic import SecretStr
@@ -26,13 +27,16 @@ from flows.retrain_student import retrain_student
 from slm_core.capture import WorkflowTracer
 from slm_core.errors import ModelError, SlmError
 from slm_core.presets import NANO, RetrainSpec
-from slm_core.records import TRACKS, ClaimState, Example
+from slm_core.records import TRACKS, ClaimState, Example, Tool
 from slm_core.report import LiveAnswer, ReportInput, ReportPaths, arms_table, write_report
 from slm_core.serving import ask
 from slm_core.settings import Settings
 from slm_core.testing.workload import agent_name, generate
 from tasks._progress import progress
 from tasks._wiring import configure, current_settings, opened_store, run_folder
+
+if TYPE_CHECKING:
+    from openai import AzureOpenAI
 
 HOME = Path(".slm/demo")
 CALLS_PER_TRACK = 80
@@ -87,8 +91,9 @@ def _next_run(seed: int) -> tuple[str, str]:
         claims = store.claims.list()
     if not claims:
         raise SlmError("The teacher's calls made no claim of 100. Start over: make demo FRESH=1")
-    open_claims = [c for c in claims if c.state is not ClaimState.DONE]
-    claim = (open_claims or list(claims))[0]
+    claim = min(claims, key=lambda c: c.created_at)
+    if claim.state is ClaimState.DONE:
+        raise SlmError(f"This demo has finished; see {HOME}/report. Start over: make demo FRESH=1")
     return claim.owner or f"demo-{seed}", claim.id
 
 
@@ -129,18 +134,24 @@ def _capture_calls(seed: int) -> None:
         for done, example in enumerate(examples, start=1):
             if example.conversation_id not in asked:
                 with tracer.conversation(example.conversation_id):
-                    clients[example.track].chat.completions.create(
-                        model=teacher.model,
-                        messages=[{"role": m.role, "content": m.content} for m in example.prompt],
-                        tools=[_offered(tool) for tool in example.tools],
-                        tool_choice="auto" if example.track == "toolcall" else "none",
-                        temperature=0,
-                        max_tokens=160,
-                    )
+                    _ask_teacher(clients[example.track], teacher.model, example)
             on_progress(done, len(examples), example.track)
 
 
-def _offered(tool: object) -> dict[str, object]:
+def _ask_teacher(client: AzureOpenAI, model: str, example: Example) -> None:
+    messages: Any = [{"role": m.role, "content": m.content} for m in example.prompt]
+    tools: Any = [_offered(tool) for tool in example.tools]
+    client.chat.completions.create(
+        model=model,
+        messages=messages,
+        tools=tools,
+        tool_choice="auto" if example.track == "toolcall" else "none",
+        temperature=0,
+        max_tokens=160,
+    )
+
+
+def _offered(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": tool.model_dump(mode="json")}
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -82,6 +82,6 @@ class _Artifact:
         if not self._in_run:
             return
         if self._id is None:
-            self._id = create_progress_artifact(share, description=self._what)
+            self._id = cast("UUID", create_progress_artifact(share, description=self._what))
         else:
             update_progress_artifact(self._id, share)

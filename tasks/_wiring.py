@@ -78,6 +78,7 @@ def step(name: str) -> Callable[[Callable[..., Any]], Task[..., Any]]:
     """Make a task of one stage: never cached, since each stage resumes by its own files."""
     return task(
         name=name,
+        task_run_name=name,
         cache_policy=NO_CACHE,
         retries=2,
         retry_delay_seconds=[2, 10],
@@ -85,21 +86,34 @@ def step(name: str) -> Callable[[Callable[..., Any]], Task[..., Any]]:
     )
 
 
-@contextmanager
-def traced(name: str, run_id: str, **metadata: Any) -> Iterator[RunTrace]:
-    """Trace one run: kept in the store at once, sent to Langfuse at the end if keys are set.
+def require_tracing() -> None:
+    """Pass when this run may begin: Langfuse answers, or nobody insists on it.
 
     Raises:
-        TracingUnavailable: Langfuse is required and does not answer; nothing was begun.
+        TracingUnavailable: Langfuse is required and does not answer.
     """
     settings = current_settings()
-    config = settings.langfuse()
     if settings.require_langfuse:
-        check_langfuse(config)
+        check_langfuse(settings.langfuse())
+
+
+@contextmanager
+def traced(name: str, run_id: str, **metadata: Any) -> Iterator[RunTrace]:
+    """Trace one run: kept in the store at once, sent to Langfuse at the end if keys are set."""
     with opened_store() as store:
-        with RunTrace(name, run_id, sink=store.spans, metadata=metadata) as trace:
-            yield trace
-        if not config.problems():
-            result = push_pending(store.spans, config)
-            if not result.ok:
-                log.warning("spans kept for later sent=%d reason=%s", result.sent, result.reason)
+        try:
+            with RunTrace(name, run_id, sink=store.spans, metadata=metadata) as trace:
+                yield trace
+        except Exception:
+            _send_spans(store)  # failed runs are those that people look for
+            raise
+        _send_spans(store)
+
+
+def _send_spans(store: Store) -> None:
+    config = current_settings().langfuse()
+    if config.problems():
+        return
+    result = push_pending(store.spans, config)
+    if not result.ok:
+        log.warning("spans kept for later count=%d reason=%s", len(result.failed), result.reason)

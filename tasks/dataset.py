@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slm_core.dataset import DatasetSpec, build
+from slm_core.dataset.files import replace_file
 from slm_core.presets import TestSetSpec
 from slm_core.records import TRACKS, Call, Claim, ClaimState, Dataset, Example
 from tasks._progress import progress
@@ -16,23 +17,29 @@ def build_dataset(spec: DatasetSpec, claim: Claim, run_id: str, keep_out: Path) 
     """Build the dataset of a run from its claim and all claims trained on before.
 
     A resumed run gets the dataset it began with, whatever was claimed since. ``keep_out`` is
-    the test set: its questions never train.
+    the test set: its questions never train. Neither do the test rows of finished runs; a run
+    that failed froze nothing, or its claim would shrink with every try.
     """
     begun = run_folder(run_id) / "dataset.json"
     with opened_store() as store:
         if begun.exists():
             return store.datasets.save(Dataset.model_validate_json(begun.read_bytes()))
-        claims = [*store.claims.list(ClaimState.DONE), claim]
-        calls: list[Call] = [c for one in claims for c in store.calls.select(claim_id=one.id)]
+        done = store.claims.list(ClaimState.DONE)
+        calls: list[Call] = [
+            call for one in (*done, claim) for call in store.calls.select(claim_id=one.id)
+        ]
+        owners = {one.owner for one in done}
+        finished = {run.dataset_id for run in store.runs.list() if run.id in owners}
+        frozen = [one for one in store.datasets.frozen_tests() if one.id in finished]
         with progress("dataset") as on_progress:
             dataset = build(
                 calls,
                 spec,
                 current_settings().home / "datasets",
-                frozen=[keep_out, *store.datasets.frozen_tests()],
+                frozen=[keep_out, *frozen],
                 on_progress=on_progress,
             )
-        begun.write_text(dataset.model_dump_json(), encoding="utf-8")
+        replace_file(begun, dataset.model_dump_json())
         return store.datasets.save(dataset)
 
 

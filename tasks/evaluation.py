@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from slm_core.backends.base import Backend
@@ -11,6 +12,7 @@ from slm_core.evaluation import Arm, evaluate
 from slm_core.presets import EvalSpec
 from slm_core.prompting.prefix import Variant, get_prefix
 from slm_core.records import Adapter, ArmName, Evaluation, Metric, utc_now
+from slm_core.tracing import RunTrace
 from tasks._progress import progress
 from tasks._wiring import current_settings, opened_store, step
 
@@ -22,13 +24,23 @@ def evaluate_arms(
     test_set: Path,
     adapter: Adapter | None,
     out_dir: Path,
+    trace: RunTrace,
 ) -> Evaluation:
-    """Score the named arms; answers that ``out_dir`` already holds are not asked for again."""
+    """Score the named arms; answers that ``out_dir`` already holds are not asked for again.
+
+    Each arm becomes a span of ``trace`` with its scores.
+    """
     from slm_core.dataset.test_sets import gold_id, read_test_set
 
     cases = read_test_set(test_set)
     arms = [_arm(name, spec, adapter) for name in names]
+    began, ended = utc_now(), dict[str, datetime]()
     with progress("evaluate") as on_progress:
+
+        def note(done: int, total: int, arm: str) -> None:
+            ended[arm] = utc_now()
+            on_progress(done, total, arm)
+
         evaluation = evaluate(
             cases,
             arms,
@@ -36,8 +48,13 @@ def evaluate_arms(
             out_dir,
             test_set_id=gold_id(cases),
             adapter_id=adapter.id if adapter and "adapter" in names else None,
-            on_progress=on_progress,
+            on_progress=note,
         )
+    for name in names:
+        trace.record(
+            name, started_at=began, ended_at=ended[name], metrics=_metrics(evaluation, name)
+        )
+        began = ended[name]
     with opened_store() as store:
         return store.evaluations.save(evaluation)
 
@@ -93,10 +110,11 @@ def _open_teacher(spec: EvalSpec) -> Backend:
     )
 
 
-def trace_metrics(evaluation: Evaluation) -> dict[str, Metric | float | None]:
-    """Return ``track/arm/metric`` to its strict value with interval, for a span."""
+def _metrics(evaluation: Evaluation, name: ArmName) -> dict[str, Metric]:
+    """Return ``track/arm/metric`` to its strict value with interval."""
     return {
-        f"{arm.track}/{arm.arm}/{name}": metric
+        f"{arm.track}/{arm.arm}/{metric}": value
         for arm in evaluation.arms
-        for name, metric in arm.metrics.items()
+        if arm.arm == name
+        for metric, value in arm.metrics.items()
     }

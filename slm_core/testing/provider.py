@@ -1,14 +1,14 @@
 """A fake provider: a real HTTP server that speaks the OpenAI and Azure wire format.
 
-The last user message of a request says how it is answered; see ``WISHES``. What it was sent
-is kept in ``received``.
+The last user message of a request says how it is answered: by the text given for it, or see
+``WISHES``. What it was sent is kept in ``received``.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple, Self
 
@@ -39,10 +39,12 @@ class Received(NamedTuple):
 class FakeProvider:
     """The server, as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Mapping[str, str] | None = None) -> None:
+        """Prepare to answer the messages in ``answers`` with the texts given there."""
         self.received: list[Received] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.received = self.received  # type: ignore[attr-defined]
+        self._server.answers = answers or {}  # type: ignore[attr-defined]
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
         )
@@ -86,13 +88,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.received.append(Received(self.path, body))  # type: ignore[attr-defined]
         wish = body["messages"][-1]["content"]
+        text = self.server.answers.get(wish, TEXT)  # type: ignore[attr-defined]
         if wish == "error":
             self._send(429, "application/json", [b'{"error": {"message": "slow down"}}'])
         elif body.get("stream"):
             usage = (body.get("stream_options") or {}).get("include_usage", False)
             self._send(200, "text/event-stream", _events(wish, usage), length=False)
         else:
-            self._send(200, "application/json", [json.dumps(_completion(wish)).encode()])
+            self._send(200, "application/json", [json.dumps(_completion(wish, text)).encode()])
 
     def _send(self, status: int, kind: str, parts: Iterable[bytes], *, length: bool = True) -> None:
         parts = list(parts)
@@ -135,8 +138,8 @@ def _head(wish: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _completion(wish: str) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": TEXT}
+def _completion(wish: str, text: str) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
     if _calls_tool(wish):
         message |= {"content": None, "tool_calls": [_tool_call(wish)]}
     choice = {"index": 0, "message": message, "finish_reason": _finish(wish)}

@@ -16,7 +16,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from slm_core.cli.app import app
 from slm_core.prompting.prefix import PREFIXES
 from slm_core.store import open_store
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
@@ -99,20 +101,23 @@ def test_a_promoted_adapter_is_asked(tiny_model: Path, tmp_path: Path, slm_home:
     of = ("--agent", "desk", "--track", "structured")
     slm("adapters", "promote", adapter.id, *of, "--reason", "test")
 
-    tools = tmp_path / "tools.json"
-    offer = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    tools.write_text(json.dumps([offer]))
     ask = ("ask", *of, "--max-tokens", "4", "--json", "hello")
     out, err = slm(*ask)
     assert "Warning" not in err
     answer = json.loads(out)
     assert answer["adapter_id"] == adapter.id
     assert 0 < answer["completion_tokens"] <= 4
-    offered = json.loads(slm(*ask, "--tools", str(tools), "--system", "Be brief.")[0])
-    assert offered["prompt_tokens"] > answer["prompt_tokens"]
 
-    _, err = slm(*ask, "--model", str(tmp_path / "moved"), status=1)
-    assert str(tmp_path / "moved") in err
+    # In this process, which has torch already.
+    tools = tmp_path / "tools.json"
+    offer = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    tools.write_text(json.dumps([offer]))
+    here = CliRunner()
+    offered = here.invoke(app, [*ask, "--tools", str(tools), "--system", "Be brief."])
+    assert json.loads(offered.stdout)["prompt_tokens"] > answer["prompt_tokens"]
+    moved = here.invoke(app, [*ask, "--model", str(tmp_path / "moved")])
+    assert moved.exit_code == 1
+    assert str(tmp_path / "moved") in moved.stderr
 
 
 def test_spans_reach_langfuse_once_it_is_there(slm_home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from slm_core.records import Adapter
 from slm_core.store import Store
 from slm_core.testing.records import make_adapter, make_call, make_decision
+from slm_core.testing.scores import MADE_AT
 
 HERE = ("--agent", "weather-desk", "--track", "toolcall")
 
@@ -92,3 +94,11 @@ def test_what_does_not_exist_is_named(slm: Any, adapters: list[Adapter]) -> None
 def test_a_track_or_a_reason_cannot_be_left_out(slm: Any, adapters: list[Adapter]) -> None:
     assert "--reason" in slm.refused("adapters", "promote", "adapter-0", *HERE, status=2)
     assert "toolcal" in slm.refused("routes", "history", "weather-desk", "toolcal", status=2)
+
+
+def test_the_last_decision_counts(slm: Any, store: Store, adapters: list[Adapter]) -> None:
+    later = MADE_AT + timedelta(days=1)
+    decision = {"id": "decision-again", "adapter_id": "adapter-0", "created_at": later}
+    store.decisions.save(make_decision("FAILURE", **decision))
+    said = slm.refused("adapters", "promote", "adapter-0", *HERE, "--reason", "it was good")
+    assert "decision-again is FAILURE" in said
