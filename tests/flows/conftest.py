@@ -89,15 +89,25 @@ class Service:
         path.write_text("".join(call.model_dump_json() + "\n" for call in calls))
         return path
 
-    def claimed(self, seed: int = 0) -> str:
-        """Put the calls of one claim into the store; return its id."""
-        calls = [as_call(n, e) for n, e in enumerate(examples(seed, THRESHOLD // 2, "traffic"))]
+    def claimed(self, *, leaked: int = 0) -> str:
+        """Put the calls of one claim into the store; return its id.
+
+        The first ``leaked`` of them ask what the test set asks.
+        """
+        asked = examples(0, THRESHOLD // 2, "traffic")
+        asked[:leaked] = self.cases()[:leaked]
+        calls = [as_call(number, example) for number, example in enumerate(asked)]
         with self.store() as store:
             store.calls.add(calls, lambda call: None)
             (claim,) = store.claims.make(THRESHOLD)
         return claim.id
 
-    def plan(self, *, steps_per_epoch: int = 2, epochs: int = 1) -> RetrainSpec:
+    @staticmethod
+    def cases() -> list[Example]:
+        """Return the test set of every plan."""
+        return examples(CASES.seed, CASES.rows_per_track, "test")
+
+    def plan(self, **training_changes: object) -> RetrainSpec:
         """Return a retraining of a few seconds."""
         evaluation = NANO.eval.evaluation.model_copy(
             update={"resamples": 100, "max_tokens": 8, "batch_size": 8}
@@ -108,12 +118,13 @@ class Service:
                 "base_model": str(self.student),
                 "cep": "compact",
                 "lora_r": 2,
-                "epochs": epochs,
+                "epochs": 1,
                 "micro_batch": 2,
-                "accumulation": 8 // steps_per_epoch,
+                "accumulation": 4,
                 "save_every_steps": 1,
                 "threads": 1,
             }
+            | training_changes
         )
         return RetrainSpec(
             dataset=DatasetSpec(min_examples=10, min_split_rows=1),
@@ -137,8 +148,8 @@ class Service:
 @pytest.fixture(scope="session")
 def teacher() -> Iterator[FakeProvider]:
     """A provider that knows the right answer to every test case."""
-    cases = examples(CASES.seed, CASES.rows_per_track, "test")
-    with FakeProvider({case.prompt[-1].content: case.completion for case in cases}) as provider:
+    answers = {case.prompt[-1].content: case.completion for case in Service.cases()}
+    with FakeProvider(answers) as provider:
         yield provider
 
 
