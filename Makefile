@@ -37,7 +37,7 @@ DEMO_ENV := PREFECT_HOME=$(CURDIR)/.slm/prefect DO_NOT_TRACK=1 PREFECT_SERVER_AN
 
 demo: $(READY) ## Run the whole loop on this machine (FRESH=1 starts over, SEED=n)
 	@mkdir -p .slm/prefect
-	@$(DEMO_ENV) $(PYTHON) -W 'ignore:.*is_gradient_checkpointing:FutureWarning' -m flows.run_demo $(if $(FRESH),--fresh) $(if $(SEED),--seed $(SEED)) $(DEMO_ARGS)
+	@$(DEMO_ENV) $(PYTHON) -W ignore::FutureWarning -m flows.run_demo $(if $(FRESH),--fresh) $(if $(SEED),--seed $(SEED)) $(DEMO_ARGS)
 
 demo-short: ## The same with fewer rows, for a quick look
 	@$(MAKE) --no-print-directory demo DEMO_ARGS="--short $(DEMO_ARGS)"

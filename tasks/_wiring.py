@@ -65,13 +65,9 @@ def run_folder(run_id: str) -> Path:
 
 def is_retryable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Whether doing the same again may help: only errors that say so of themselves."""
-    try:
-        state.result()
-    except SlmError as error:
-        return error.retryable
-    except BaseException:
-        return False
-    return False
+    # Not raised: that would add frames of Prefect's to the traceback that people read.
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, SlmError) and error.retryable
 
 
 def step(name: str) -> Callable[[Callable[..., Any]], Task[..., Any]]:

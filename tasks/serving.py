@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slm_core.dataset import read_split
-from slm_core.records import Adapter, Dataset, Decision, Route, Stage
+from slm_core.records import Adapter, Dataset, Decision, Route, Stage, Track
 from slm_core.serving import promote
 from tasks._wiring import opened_store, step
 
@@ -13,7 +13,7 @@ def promote_adapter(
     adapter: Adapter, decision: Decision, dataset: Dataset, run_id: str, *, live: bool
 ) -> list[Route]:
     """Put the adapter on the route of every agent it was trained for: live, or as candidate."""
-    agents = {
+    agents: set[tuple[str, Track]] = {
         (row.tags["agent_name"], row.track)
         for row in read_split(dataset.path, "train")
         if row.track in adapter.tracks

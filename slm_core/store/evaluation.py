@@ -25,10 +25,16 @@ class MetricPoint(NamedTuple):
 
 
 class Evaluations(RecordTable[Evaluation]):
-    """Every evaluation that was carried out."""
+    """Every evaluation that was carried out.
+
+    The id is that of the outputs, so a model that answers as before makes the same evaluation
+    again: times, prices and the files of the answers are then those of the latest.
+    """
 
     table = _evaluations
     record_type = Evaluation
+    description = frozenset({"created_at", "arms", "details_path", "details_sha256"})
+    follows = frozenset({"arms", "details_path", "details_sha256"})
 
     def metric_history(
         self, track: Track, arm: ArmName, metric: str, view: View = "strict"
@@ -58,6 +64,11 @@ class Evaluations(RecordTable[Evaluation]):
                 )
                 for row in connection.execute(statement)
             ]
+
+    def _replace(self, connection: sa.Connection, record: Evaluation) -> None:
+        super()._replace(connection, record)
+        connection.execute(sa.delete(_metrics).where(_metrics.c.evaluation_id == record.id))
+        self._save_parts(connection, record)
 
     def _save_parts(self, connection: sa.Connection, record: Evaluation) -> None:
         rows = metric_rows(record)

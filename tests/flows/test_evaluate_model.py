@@ -10,6 +10,7 @@ import pytest
 from flows.evaluate_model import evaluate_model
 from slm_core.errors import RecordNotFound, TracingUnavailable
 from slm_core.presets import EVAL_BASELINE
+from slm_core.prompting.prefix import get_prefix
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
 from slm_core.testing.tiny_adapter import build_tiny_adapter
 from slm_core.tracing import push_pending
@@ -17,13 +18,80 @@ from slm_core.tracing import push_pending
 pytestmark = pytest.mark.integration
 
 
-def gates_of(report: Any) -> str:
-    return " ".join(gate.reason for gate in report.decision.gates)
+def baseline(service: Any) -> Any:
+    return service.eval_plan(cep=None, arms=EVAL_BASELINE.arms, decision=EVAL_BASELINE.decision)
+
+
+def arms_of(report: Any) -> list[str]:
+    return [arm.arm for arm in report.evaluation.arms if arm.track == "toolcall"]
 
 
 def test_without_an_adapter_the_prefixed_student_is_judged(service: Any) -> None:
     report = evaluate_model(run_id="eval-1", overrides=service.eval_plan())
-    assert {arm.arm for arm in report.evaluation.arms} == {"teacher", "student", "student_cep"}
+    assert arms_of(report) == ["teacher", "student", "student_cep"]
     assert report.evaluation.difference("toolcall", "args_f1", "student_cep", "teacher")
+    assert report.adapter is None
     assert report.decision.adapter_id is None
-    assert "student_cep" in gates_of(report)
+    assert any("student_cep" in gate.reason for gate in report.decision.gates)
+    with service.store() as store:
+        assert store.evaluations.list() == (report.evaluation,)
+        assert [decision.id for decision in store.decisions.list()] == [report.decision.id]
+        assert store.routes.list() == ()
+
+
+def test_with_an_adapter_it_is_the_candidate(service: Any, tmp_path: Path) -> None:
+    adapter = build_tiny_adapter(tmp_path / "adapter", service.student, get_prefix("compact"))
+    with service.store() as store:
+        store.adapters.save(adapter)
+    report = evaluate_model(run_id="eval-1", overrides=service.eval_plan())
+    assert arms_of(report) == ["teacher", "student", "student_cep", "adapter"]
+    assert report.decision.adapter_id == adapter.id
+    page = service.folder / "runs" / "eval-1" / "report" / "report.html"
+    assert adapter.id in page.read_text()
+
+
+def test_an_unknown_adapter_is_an_error_that_names_it(service: Any) -> None:
+    with pytest.raises(RecordNotFound, match="adapter-of-nobody"):
+        evaluate_model(adapter_id="adapter-of-nobody", overrides=service.eval_plan())
+
+
+def test_the_baseline_judges_the_bare_student(service: Any) -> None:
+    report = evaluate_model(preset="baseline", run_id="eval-1", overrides=baseline(service))
+    assert arms_of(report) == ["teacher", "student"]
+    assert report.evaluation.difference("structured", "field_f1", "student", "teacher")
+
+
+def test_the_same_run_asks_nobody_again_and_another_run_asks_anew(service: Any) -> None:
+    before = len(service.teacher.received)
+    first = evaluate_model(run_id="eval-1", overrides=baseline(service))
+    asked = len(service.teacher.received)
+    assert asked - before == len(service.cases())
+    again = evaluate_model(run_id="eval-1", overrides=baseline(service))
+    assert len(service.teacher.received) == asked
+    assert again.evaluation == first.evaluation
+
+    # Same answers, other latencies: the same evaluation, measured again.
+    other = evaluate_model(run_id="eval-2", overrides=baseline(service))
+    assert len(service.teacher.received) == 2 * asked - before
+    assert other.evaluation.id == first.evaluation.id
+    assert "eval-2" in other.evaluation.details_path
+
+
+def test_spans_wait_in_the_store_until_somebody_sends_them(service: Any) -> None:
+    report = evaluate_model(run_id="eval-1", overrides=baseline(service))
+    with service.store() as store, LangfuseReceiver() as langfuse:
+        waiting = store.spans.counts()["pending"]
+        assert waiting == 5  # the run, the evaluation, its two arms, the decision
+        assert push_pending(store.spans, langfuse.config()).ok
+        assert len(langfuse.spans) == waiting
+        assert {span.trace_id for span in langfuse.spans} == {report.trace_id}
+        assert store.spans.counts() == {"pending": 0, "sent": waiting}
+
+
+def test_a_required_langfuse_without_keys_stops_the_run_before_anything(service: Any) -> None:
+    service.configure(SLM_REQUIRE_LANGFUSE="1")
+    asked = len(service.teacher.received)
+    with pytest.raises(TracingUnavailable, match="LANGFUSE_PUBLIC_KEY is not set"):
+        evaluate_model(run_id="eval-1", overrides=service.eval_plan())
+    assert len(service.teacher.received) == asked
+    assert not (service.folder / "runs").exists()

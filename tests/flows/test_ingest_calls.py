@@ -96,9 +96,7 @@ def test_without_the_deployment_a_claim_stays_new_and_the_log_says_so(
     assert f"no deployment {RETRAIN}" in caplog.text
 
 
-def test_each_claim_starts_one_run_however_often_ingest_runs(
-    service: Any, deployment: Any
-) -> None:
+def test_each_claim_starts_one_run_however_often_ingest_runs(service: Any, deployment: Any) -> None:
     service.spool(calls(0, 40))
     report = ingest_calls()
     ingest_calls()

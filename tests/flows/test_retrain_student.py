@@ -21,10 +21,12 @@ from slm_core.dataset import read_split
 from slm_core.errors import ModelError, StoreUnavailable, TracingUnavailable
 from slm_core.records import SPLITS, TRACKS, ClaimState, DropReason, RunState
 from slm_core.report import ReportInput
+from slm_core.report.document import Document
 from slm_core.testing.langfuse_receiver import LangfuseReceiver, ReceivedSpan
 from slm_core.training.events import read_events
 from tasks import _wiring
 from tasks.capture import take_claim
+from tasks.training import train_adapter
 
 pytestmark = pytest.mark.integration
 
@@ -88,7 +90,7 @@ def test_a_claim_becomes_a_verdict_with_everything_that_led_to_it(again: Finishe
         evaluation = store.evaluations.get(result.evaluation.id)
         assert evaluation.adapter_id == result.adapter.id
         assert store.decisions.get(result.decision.id).evaluation_id == evaluation.id
-        assert store.routes.list() == []
+        assert store.routes.list() == ()
         assert store.verify() == []
     assert {(arm.track, arm.arm) for arm in evaluation.arms} == {
         (track, arm) for track in TRACKS for arm in ("teacher", "student", "student_cep", "adapter")
@@ -100,8 +102,6 @@ def test_a_claim_becomes_a_verdict_with_everything_that_led_to_it(again: Finishe
 
 
 def test_the_report_lies_in_the_run_folder(again: Finished) -> None:
-    from slm_core.report.document import Document
-
     folder = again.service.folder / "runs" / "run-1" / "report"
     document = Document.model_validate_json((folder / "report.json").read_bytes())
     assert document.outcome == again.result.decision.outcome
@@ -261,11 +261,9 @@ def kill_worker() -> None:
 def test_an_interrupted_run_goes_on_and_outlives_the_death_of_its_worker(
     service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.training import train_adapter
-
     monkeypatch.setattr(train_adapter, "retry_delay_seconds", [0, 0])
     claim_id = service.claimed()
-    plan = service.plan(epochs=15)
+    plan = service.plan(epochs=8)
     events = service.folder / "runs" / "run-1" / "training" / "events.jsonl"
 
     with (

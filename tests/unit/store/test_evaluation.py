@@ -33,6 +33,18 @@ def test_other_numbers_under_the_same_id_are_refused(store: Store) -> None:
         store.evaluations.save(make_evaluation(seed=43))
 
 
+def test_the_same_outputs_measured_again_bring_times_and_files_up_to_date(store: Store) -> None:
+    first = make_evaluation(["teacher"])
+    arms = tuple(arm.model_copy(update={"seconds_p50": 9.5}) for arm in first.arms)
+    later = {"arms": arms, "details_path": "/elsewhere", "details_sha256": "0" * 64}
+    store.evaluations.save(first)
+    saved = store.evaluations.save(
+        first.model_copy(update=later | {"created_at": first.created_at + timedelta(days=1)})
+    )
+    assert saved == store.evaluations.get(first.id) == first.model_copy(update=later)
+    assert store.verify() == []
+
+
 def test_a_metric_is_followed_over_evaluations(store: Store) -> None:
     first = make_evaluation(["adapter"])
     (structured, toolcall) = first.arms
