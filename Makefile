@@ -30,9 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[all]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
-# The demo has its own Prefect home; on this terminal its own lines are enough.
+# The demo has its own Prefect home; its own lines are enough here. LOG_LEVEL=INFO shows all.
 DEMO_ENV := PREFECT_HOME=$(CURDIR)/.slm/prefect DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false \
-            PREFECT_LOGGING_LEVEL=$(or $(LOG_LEVEL),WARNING) \
+            PREFECT_LOGGING_LEVEL=$(or $(LOG_LEVEL),CRITICAL) \
             PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=120
 
 demo: $(READY) ## Run the whole loop on this machine (FRESH=1 starts over, SEED=n)

@@ -11,12 +11,14 @@ import argparse
 import json
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
@@ -203,6 +205,18 @@ def _teacher(settings: Settings) -> Iterator[Settings]:
             server.stdout.close()
 
 
+class _StopSignal:
+    """Remembers that Ctrl-C was pressed, whatever error it ends in."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        signal.default_int_handler(number, frame)
+
+
 def _keep_apart(seed: int) -> None:
     """Make the demo's folder; one of another seed steps aside and is kept."""
     mark = HOME / "seed"
@@ -252,16 +266,20 @@ def main(arguments: list[str] | None = None) -> int:
         {"SLM_HOME": str(HOME), "SLM_ASSETS": str(own.assets), "SLM_LOG_LEVEL": own.log_level}
     )
     rows = SHORT_ROWS_PER_TRACK if options.short else ROWS_PER_TRACK
+    stopped = _StopSignal()
     try:
         with _teacher(settings) as with_teacher:
             configure(with_teacher)
             run_demo(seed=options.seed, rows_per_track=rows)
-    except KeyboardInterrupt:
-        _say("stopped", "`make demo` goes on from here")
-        return 130
-    except SlmError as error:
-        _say("[red]failed[/red]", str(error))
-        return 1
+    except BaseException as error:
+        # Ctrl-C also ends Prefect's own server, and its absence may be what we hear of first.
+        if stopped.seen:
+            _say("stopped", "`make demo` goes on from here")
+            return 130
+        if isinstance(error, SlmError):
+            _say("[red]failed[/red]", str(error))
+            return 1
+        raise
     _say("done", f"in {time.monotonic() - began:.0f} s")
     return 0
 

@@ -33,7 +33,8 @@ def evaluate_arms(
     from slm_core.dataset.test_sets import gold_id, read_test_set
 
     cases = read_test_set(test_set)
-    arms = [_arm(name, spec, adapter) for name in names]
+    # The teacher costs money: what is wrong with a local model shows before it is asked.
+    arms = [_arm(name, spec, adapter) for name in sorted(names, key=lambda n: n == "teacher")]
     began, ended = utc_now(), dict[str, datetime]()
     with progress("evaluate") as on_progress:
 
