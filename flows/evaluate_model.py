@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from slm_core.presets import EVAL_PRESETS, EvalPreset, EvalSpec
 from slm_core.records import ArmName
 from slm_core.report import ReportInput
-from tasks._wiring import opened_store, require_tracing, run_folder, traced
+from tasks._wiring import opened_store, own_student, require_tracing, run_folder, traced
 from tasks.dataset import make_test_set, read_questions
 from tasks.decision import decide_swap
 from tasks.evaluation import evaluate_arms
@@ -36,6 +36,8 @@ def evaluate_model(
     require_tracing()
     run_id = run_id or str(flow_run.id)
     spec = overrides or EVAL_PRESETS[preset]
+    if (student := own_student()) is not None:
+        spec = spec.model_copy(update={"student_model": student})
     adapter = find_adapter(adapter_id) if "adapter" in spec.arms else None
     spec, arms = _fit(spec, has_adapter=adapter is not None)
     folder = run_folder(run_id)

@@ -8,13 +8,21 @@ from collections.abc import Sequence
 
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from slm_core.presets import RETRAIN_PRESETS, RetrainPreset, RetrainSpec
-from slm_core.records import Claim, Decision, Route, Stage
+from slm_core.records import Claim, ClaimState, Decision, Route, Stage
 from slm_core.report import ReportInput
-from tasks._wiring import current_settings, opened_store, require_tracing, run_folder, traced
+from tasks._wiring import (
+    current_settings,
+    opened_store,
+    own_student,
+    require_tracing,
+    run_folder,
+    traced,
+)
 from tasks.capture import finish_claim, release_claim, take_claim
 from tasks.dataset import build_dataset, make_test_set, read_questions
 from tasks.decision import decide_swap
@@ -47,12 +55,17 @@ def retrain_student(
     """
     require_tracing()
     run_id = run_id or str(flow_run.id)
-    spec = overrides or RETRAIN_PRESETS[preset]
+    spec = _with_own_student(overrides or RETRAIN_PRESETS[preset])
     claim = take_claim(claim_id, run_id)
     if claim is None:
         return _skipped(claim_id)
     try:
         return _retrain(spec, claim, run_id, reason)
+    except TerminationSignal:
+        # Cancelled, or its worker was stopped: no task may start now, so not by a task.
+        with opened_store() as store:
+            store.claims.release(claim.id, run_id)
+        raise
     except Exception as error:
         # A retryable failure keeps the claim: Retry in the dashboard goes on with it.
         if not getattr(error, "retryable", False):
@@ -87,13 +100,15 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
         with trace.span("decide") as span:
             decision = decide_swap(spec.eval.decision, evaluation)
             span.update(output={"decision": decision.id, "outcome": decision.outcome})
+        shown = decision
         if decision.outcome == "SUCCESS":
             with trace.span("promote the adapter") as span:
                 routes = promote_adapter(adapter, decision, dataset, run_id, live=spec.auto_promote)
                 span.update(output=[f"{r.agent_name}/{r.track}: {r.stage}" for r in routes])
+            shown = _after_promotion(decision, routes)
         with opened_store() as store:
             report = ReportInput(
-                decision=decision,
+                decision=shown,
                 evaluation=evaluation,
                 adapter=adapter,
                 dataset=dataset,
@@ -116,6 +131,19 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
     return report
 
 
+def _with_own_student(spec: RetrainSpec) -> RetrainSpec:
+    """Return the plan for the base model that the settings name, if they name one."""
+    student = own_student()
+    if student is None:
+        return spec
+    return spec.model_copy(
+        update={
+            "training": spec.training.model_copy(update={"base_model": student}),
+            "eval": spec.eval.model_copy(update={"student_model": student}),
+        }
+    )
+
+
 def _after_promotion(decision: Decision, routes: Sequence[Route]) -> Decision:
     """Return the decision as the report shows it: what is left to do now."""
     live = [f"{r.agent_name}/{r.track}" for r in routes if r.stage is Stage.LIVE]
@@ -135,11 +163,13 @@ def _skipped(claim_id: str | None) -> State:
         settings = current_settings()
         with opened_store() as store:
             waiting = store.calls.waiting()
+            held = store.claims.list(ClaimState.RUNNING)
         missing = max(0, settings.retrain_threshold - waiting)
         text = (
             f"Nothing to do: {waiting} usable calls wait, {missing} more make a claim "
             f"of {settings.retrain_threshold}."
         )
+        text += "".join(f" Claim {claim.id} is held by run {claim.owner}." for claim in held)
     create_markdown_artifact(text, key="skipped")
     return Completed(name="Skipped", message=text)
 

@@ -84,7 +84,13 @@ def _plan(seed: int, rows_per_track: int) -> RetrainSpec:
     test_set = NANO.eval.test_set.model_copy(
         update={"seed": 1000 + seed, "rows_per_track": rows_per_track}
     )
-    return NANO.model_copy(update={"eval": NANO.eval.model_copy(update={"test_set": test_set})})
+    # Here the test set asks what the demo's agents are asked, so a SUCCESS may go live.
+    return NANO.model_copy(
+        update={
+            "eval": NANO.eval.model_copy(update={"test_set": test_set}),
+            "auto_promote": True,
+        }
+    )
 
 
 def _next_run(seed: int) -> tuple[str, str]:
@@ -95,6 +101,9 @@ def _next_run(seed: int) -> tuple[str, str]:
         raise SlmError("The teacher's calls made no claim of 100. Start over: make demo FRESH=1")
     claim = min(claims, key=lambda c: c.created_at)
     if claim.state is ClaimState.DONE:
+        if claim.owner and not (HOME / "report").exists():
+            # Stopped between the run's end and the demo's own report.
+            shutil.copytree(run_folder(claim.owner) / "report", HOME / "report")
         raise SlmError(f"This demo has finished; see {HOME}/report. Start over: make demo FRESH=1")
     return claim.owner or f"demo-{seed}", claim.id
 
@@ -221,9 +230,10 @@ def _keep_apart(seed: int) -> None:
     """Make the demo's folder; one of another seed steps aside and is kept."""
     mark = HOME / "seed"
     if mark.exists() and (other := mark.read_text(encoding="utf-8")) != str(seed):
-        aside = HOME.with_name(f"demo-seed-{other}")
-        shutil.rmtree(aside, ignore_errors=True)
-        HOME.rename(aside)
+        HOME.rename(HOME.with_name(f"demo-seed-{other}"))
+    own = HOME.with_name(f"demo-seed-{seed}")
+    if own.exists() and not mark.exists():
+        own.rename(HOME)
     HOME.mkdir(parents=True, exist_ok=True)
     mark.write_text(str(seed), encoding="utf-8")
 
@@ -258,16 +268,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="half as many test rows")
     options = parser.parse_args(arguments)
     began = time.monotonic()
-    if options.fresh:
-        shutil.rmtree(HOME, ignore_errors=True)
-    _keep_apart(options.seed)
-    own = Settings.from_env()
-    settings = Settings.from_env(
-        {"SLM_HOME": str(HOME), "SLM_ASSETS": str(own.assets), "SLM_LOG_LEVEL": own.log_level}
-    )
     rows = SHORT_ROWS_PER_TRACK if options.short else ROWS_PER_TRACK
     stopped = _StopSignal()
     try:
+        own = Settings.from_env()
+        settings = Settings.from_env(
+            {"SLM_HOME": str(HOME), "SLM_ASSETS": str(own.assets), "SLM_LOG_LEVEL": own.log_level}
+        )
+        _keep_apart(options.seed)
+        if options.fresh:
+            shutil.rmtree(HOME, ignore_errors=True)
+            _keep_apart(options.seed)
         with _teacher(settings) as with_teacher:
             configure(with_teacher)
             run_demo(seed=options.seed, rows_per_track=rows)

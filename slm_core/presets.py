@@ -71,8 +71,9 @@ class RetrainSpec(BaseModel):
     eval: EvalSpec
     """From an adapter to numbers and a decision."""
     auto_promote: bool = False
-    """A SUCCESS goes live at once, for every agent whose calls it was trained on. Otherwise
-    the adapter waits as a candidate for somebody to promote it."""
+    """A SUCCESS goes live at once, for every agent whose calls it was trained on; only sensible
+    where the test set asks what these agents are asked. Otherwise the adapter waits as a
+    candidate for ``slm adapters promote``."""
 
 
 NANO_STUDENT = "assets/nano-student"
@@ -112,7 +113,6 @@ NANO = RetrainSpec(
         threads=2,
     ),
     eval=_NANO_EVAL,
-    auto_promote=True,
 )
 
 EVAL_CEP = _NANO_EVAL

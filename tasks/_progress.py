@@ -81,6 +81,13 @@ class _Artifact:
             log.info("%s %d/%d %s", self._what, done, total, what)
         if not self._in_run:
             return
+        try:
+            self._show(share)
+        except Exception as error:
+            # A dashboard that is away for a moment must not end a training.
+            log.warning("progress not shown what=%s error=%s", self._what, type(error).__name__)
+
+    def _show(self, share: float) -> None:
         if self._id is None:
             self._id = cast("UUID", create_progress_artifact(share, description=self._what))
         else:

@@ -46,6 +46,12 @@ def current_settings() -> Settings:
     return _settings[0]
 
 
+def own_student() -> str | None:
+    """Return the base model that ``SLM_STUDENT_MODEL`` names; None when it is not set."""
+    settings = current_settings()
+    return settings.student_model if "student_model" in settings.model_fields_set else None
+
+
 @contextmanager
 def opened_store() -> Iterator[Store]:
     """Open the store that the settings name."""

@@ -33,8 +33,7 @@ def evaluate_arms(
     from slm_core.dataset.test_sets import gold_id, read_test_set
 
     cases = read_test_set(test_set)
-    # The teacher costs money: what is wrong with a local model shows before it is asked.
-    arms = [_arm(name, spec, adapter) for name in sorted(names, key=lambda n: n == "teacher")]
+    arms = [_arm(name, spec, adapter) for name in names]
     began, ended = utc_now(), dict[str, datetime]()
     with progress("evaluate") as on_progress:
 
@@ -51,11 +50,14 @@ def evaluate_arms(
             adapter_id=adapter.id if adapter and "adapter" in names else None,
             on_progress=note,
         )
-    for name in names:
+    for arm in arms:
         trace.record(
-            name, started_at=began, ended_at=ended[name], metrics=_metrics(evaluation, name)
+            arm.name,
+            started_at=began,
+            ended_at=ended[arm.name],
+            metrics=_metrics(evaluation, arm.name),
         )
-        began = ended[name]
+        began = ended[arm.name]
     with opened_store() as store:
         return store.evaluations.save(evaluation)
 

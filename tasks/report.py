@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from prefect.artifacts import (
@@ -14,13 +15,24 @@ from prefect.artifacts import (
 from slm_core.report import ReportInput, ReportPaths, ReportSpec, arms_table, write_report
 from tasks._wiring import step
 
+log = logging.getLogger(__name__)
+
 
 @step("publish the report")
 def publish_report(report: ReportInput, out_dir: Path, spec: ReportSpec) -> ReportPaths:
     """Write the report and show it in the run: text, table of arms, plots, link to the page."""
+    paths = write_report(report, out_dir, spec)
+    try:
+        _show(report, paths)
+    except Exception as error:
+        # The files are written and the adapter may be live: not showing them undoes neither.
+        log.warning("report not shown in the dashboard error=%s", type(error).__name__)
+    return paths
+
+
+def _show(report: ReportInput, paths: ReportPaths) -> None:
     from slm_core.report.plots import data_uri, plot_png
 
-    paths = write_report(report, out_dir, spec)
     create_markdown_artifact(
         paths.markdown.read_text(encoding="utf-8"),
         key="report",
@@ -38,4 +50,3 @@ def publish_report(report: ReportInput, out_dir: Path, spec: ReportSpec) -> Repo
     create_link_artifact(
         paths.html.resolve().as_uri(), key="report-page", link_text="report.html on the worker"
     )
-    return paths

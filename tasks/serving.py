@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import logging
+
 from slm_core.dataset import read_split
 from slm_core.records import Adapter, Dataset, Decision, Route, Stage, Track
 from slm_core.serving import promote
 from tasks._wiring import opened_store, step
+
+log = logging.getLogger(__name__)
 
 
 @step("promote the adapter")
 def promote_adapter(
     adapter: Adapter, decision: Decision, dataset: Dataset, run_id: str, *, live: bool
 ) -> list[Route]:
-    """Put the adapter on the route of every agent it was trained for: live, or as candidate."""
+    """Put the adapter on the route of every agent it was trained for: live, or as candidate.
+
+    Where a route went live after this run's dataset was built, the adapter stays a candidate:
+    it has not been compared with what answers there now.
+    """
     agents: set[tuple[str, Track]] = {
         (row.tags["agent_name"], row.track)
         for row in read_split(dataset.path, "train")
         if row.track in adapter.tracks
     }
+    routes: list[Route] = []
     with opened_store() as store:
-        return [
-            promote(
-                store,
-                adapter=adapter,
-                agent_name=agent,
-                track=track,
-                decision=decision,
-                who=f"flow {run_id}",
-                reason=f"decision {decision.id}: {decision.outcome}",
-                to_stage=Stage.LIVE if live else Stage.CANDIDATE,
-                auto_approve=live,
+        for agent, track in sorted(agents):
+            now = store.routes.live(agent, track)
+            overtaken = (
+                now is not None
+                and now.adapter_id != adapter.id
+                and now.updated_at > dataset.created_at
             )
-            for agent, track in sorted(agents)
-        ]
+            if live and overtaken:
+                log.warning("route is newer than this run agent=%s track=%s", agent, track)
+            to_live = live and not overtaken
+            routes.append(
+                promote(
+                    store,
+                    adapter=adapter,
+                    agent_name=agent,
+                    track=track,
+                    decision=decision,
+                    who=f"flow {run_id}",
+                    reason=f"decision {decision.id}: {decision.outcome}",
+                    to_stage=Stage.LIVE if to_live else Stage.CANDIDATE,
+                    auto_approve=to_live,
+                )
+            )
+    return routes

@@ -16,13 +16,15 @@ import psutil
 import pytest
 from prefect.states import State
 
-from flows.retrain_student import retrain_student
+from flows.retrain_student import _after_promotion, _with_own_student, retrain_student
 from slm_core.dataset import read_split
 from slm_core.errors import ModelError, StoreUnavailable, TracingUnavailable
-from slm_core.records import SPLITS, TRACKS, ClaimState, DropReason, RunState
+from slm_core.presets import NANO
+from slm_core.records import SPLITS, TRACKS, ClaimState, DropReason, Route, RunState, Stage
 from slm_core.report import ReportInput
 from slm_core.report.document import Document
 from slm_core.testing.langfuse_receiver import LangfuseReceiver, ReceivedSpan
+from slm_core.testing.records import make_decision
 from slm_core.training.events import read_events
 from tasks import _wiring
 from tasks.capture import take_claim
@@ -311,3 +313,27 @@ def test_a_store_that_cannot_be_used_is_named_with_what_to_do(
     assert "\n" not in str(error)
     service.configure()
     assert state_of(service, claim_id) == (ClaimState.NEW, None)
+
+
+def test_after_a_promotion_the_report_says_who_answers_now() -> None:
+    decision = make_decision(outcome="SUCCESS")
+    route = Route(
+        agent_name="intake",
+        track="structured",
+        adapter_id="adapter-1",
+        stage=Stage.LIVE,
+        version=1,
+    )
+    (action,) = _after_promotion(decision, [route]).next_actions
+    assert "intake/structured" in action
+    assert "roll-back" in action
+    waiting = route.model_copy(update={"stage": Stage.CANDIDATE})
+    assert _after_promotion(decision, [waiting]) == decision
+
+
+def test_the_student_that_the_settings_name_replaces_the_presets(service: Any) -> None:
+    service.configure()
+    assert _with_own_student(NANO) == NANO
+    service.configure(SLM_STUDENT_MODEL="/models/other")
+    plan = _with_own_student(NANO)
+    assert (plan.training.base_model, plan.eval.student_model) == ("/models/other",) * 2
