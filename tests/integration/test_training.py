@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -104,7 +105,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    return [p for p in psutil.Process(pid).children() if "slm_core.training.worker" in p.cmdline()]
+    found = []
+    for child in psutil.Process(pid).children():
+        # Other tests of this process may have left a child that nobody has waited for yet.
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            if "slm_core.training.worker" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def test_a_run_leaves_an_adapter_that_plain_peft_loads(
