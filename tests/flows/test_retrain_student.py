@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,8 +256,10 @@ def at_first_new_step(events: Path, act: Callable[[], None]) -> Iterator[None]:
 
 def kill_worker() -> None:
     for process in psutil.Process().children():
-        if "slm_core.training.worker" in process.cmdline():
-            process.kill()
+        # A child that has ended and was not waited for yet has no command line.
+        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            if "slm_core.training.worker" in process.cmdline():
+                process.kill()
 
 
 def test_an_interrupted_run_goes_on_and_outlives_the_death_of_its_worker(
