@@ -45,7 +45,7 @@ def build_dataset(spec: DatasetSpec, claim: Claim, run_id: str, keep_out: Path) 
 
 @step("make the test set")
 def make_test_set(spec: TestSetSpec) -> Path:
-    """Return the file of the test set; the synthetic one is written on first use."""
+    """Return the file of the test set; the same seed and size write the same synthetic one."""
     from slm_core.dataset.test_sets import write_test_set
     from slm_core.testing.workload import generate
 
