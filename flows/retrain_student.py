@@ -12,12 +12,15 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from slm_core.backends.model_folder import is_hub_id
 from slm_core.presets import RETRAIN_PRESETS, RetrainPreset, RetrainSpec
-from slm_core.records import Claim, ClaimState, Decision, Route, Stage
+from slm_core.records import Claim, ClaimState, Decision, Route, RunState, Stage
 from slm_core.report import ReportInput
+from slm_core.training.orders import Order, Part, state_after
 from tasks._wiring import (
     current_settings,
     opened_store,
+    order_book,
     own_student,
     require_tracing,
     run_folder,
@@ -29,7 +32,7 @@ from tasks.decision import decide_swap
 from tasks.evaluation import evaluate_arms
 from tasks.report import publish_report
 from tasks.serving import promote_adapter
-from tasks.training import train_adapter
+from tasks.training import check_base_model, ready_gpus, train_adapter
 
 BASELINE = ("teacher", "student", "student_cep")
 
@@ -55,20 +58,40 @@ def retrain_student(
     """
     require_tracing()
     run_id = run_id or str(flow_run.id)
+    book = order_book()
+    known = book.find(run_id)
     spec = _with_own_student(overrides or RETRAIN_PRESETS[preset])
-    claim = take_claim(claim_id, run_id)
+    if known is not None and overrides is None:
+        spec = RetrainSpec.model_validate(known.spec)  # the preset may have changed since
+    claim = take_claim(claim_id or (known.claim_id if known else None), run_id)
     if claim is None:
+        if known is not None and known.state is not RunState.COMPLETED:
+            book.note(run_id, state=RunState.FAILED, why="another run trained on its claim")
         return _skipped(claim_id)
+    order = known or Order(
+        run_id=run_id,
+        flow="retrain",
+        spec={},
+        reason=reason,
+    )
+    order = order.model_copy(
+        update={
+            "spec": spec.model_dump(mode="json"),
+            "claim_id": claim.id,
+            "flow_run_id": flow_run.root_flow_run_id,
+        }
+    )
     try:
-        return _retrain(spec, claim, run_id, reason)
+        with book.carry_out(order):
+            return _retrain(spec, claim, run_id, reason)
     except TerminationSignal:
         # Cancelled, or its worker was stopped: no task may start now, so not by a task.
         with opened_store() as store:
             store.claims.release(claim.id, run_id)
         raise
     except Exception as error:
-        # A retryable failure keeps the claim: Retry in the dashboard goes on with it.
-        if not getattr(error, "retryable", False):
+        # A run that can be resumed keeps the claim: Retry in the dashboard goes on with it.
+        if state_after(error) is not RunState.INTERRUPTED:
             release_claim(claim, run_id)
         raise
 
@@ -85,12 +108,18 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
             span.update(
                 output={"dataset": dataset.id, "path": dataset.path}, metadata=dataset.drops
             )
+        gpus = ready_gpus(spec.training)
+        if is_hub_id(spec.training.base_model):
+            check_base_model(spec.training, gpus)
         with trace.span("evaluate the baseline") as span, clock("baseline"):
             arms = tuple(arm for arm in spec.eval.arms if arm in BASELINE)
             baseline = evaluate_arms(spec.eval, arms, test_set, None, folder / "evaluation", trace)
             span.update(output={"evaluation": baseline.id})
         with trace.span("train the adapter") as span, clock("training"):
-            adapter = train_adapter(spec.training, dataset, run_id)
+            part = Part(run_id=run_id, training=spec.training)
+            order_book().note(run_id, dataset_id=dataset.id, parts=(part,))
+            used = tuple(gpu.uuid for gpu in gpus[: spec.training.world_size])
+            adapter = train_adapter(spec.training, dataset, run_id, used)
             span.update(output={"adapter": adapter.id, "path": adapter.path})
         with trace.span("evaluate all arms") as span, clock("evaluation"):
             evaluation = evaluate_arms(

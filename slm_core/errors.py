@@ -12,6 +12,7 @@
           Overloaded          (retryable) it has as many requests as it can queue
         PromptTooLong         the prompt does not fit the model's context
       ModelError              a model folder is missing, incomplete or not what it claims
+      HubError                the Hugging Face hub refused an upload or did not answer
       DatasetError
         NotEnoughCalls        fewer usable calls than the dataset needs
         LeakFound             a test row also occurs in the training data
@@ -19,8 +20,13 @@
         SpecChanged           a resumed run would continue under another spec
         CheckpointCorrupt     no checkpoint of the run verifies
         TrainingDiverged      the loss is not finite
+        OutOfGpuMemory        the worker has no more ways to make a step smaller
+        DiskFull              a file of the run could not be written
+        GpuFault              a GPU or its driver failed; somebody has to do something first
+        RecoveryExhausted     every way to go on was tried; the whole history is in the context
         WorkerDied            (retryable) the training process ended without a result
         RunBusy               (retryable) another trainer holds the run directory
+        MergeRejected         a merged model answers otherwise than base and adapter
       EvaluationError
       BadRequest              a request to a server of ours cannot be honoured
       StackError              a part of the local stack did not start or did not stop
@@ -124,6 +130,10 @@ class ModelError(SlmError):
     """A model or adapter folder is missing, incomplete or not what it claims to be."""
 
 
+class HubError(SlmError):
+    """The Hugging Face hub refused an upload, or did not answer."""
+
+
 class DatasetError(SlmError):
     """A dataset could not be built or read."""
 
@@ -152,6 +162,22 @@ class TrainingDiverged(TrainingError):
     """The loss or the gradient is not finite."""
 
 
+class OutOfGpuMemory(TrainingError):
+    """A worker ran out of GPU memory and cannot make its steps any smaller."""
+
+
+class DiskFull(TrainingError):
+    """A file of the run could not be written; ``free_bytes`` says what was left."""
+
+
+class GpuFault(TrainingError):
+    """A GPU or its driver failed. ``action`` and ``commands`` in ``context`` say what to do."""
+
+
+class RecoveryExhausted(TrainingError):
+    """Every way to go on was tried; ``history`` in ``context`` has each attempt and its end."""
+
+
 class WorkerDied(TrainingError):
     """The training process ended without a result."""
 
@@ -162,6 +188,10 @@ class RunBusy(TrainingError):
     """Another trainer is at work in the run directory."""
 
     retryable = True
+
+
+class MergeRejected(TrainingError):
+    """A merged model answers otherwise than its base model with the adapter does."""
 
 
 class EvaluationError(SlmError):

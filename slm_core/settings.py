@@ -159,12 +159,21 @@ class Settings(BaseModel):
     require_langfuse: bool = _setting("SLM_REQUIRE_LANGFUSE", False)
     """`1`: a run without a reachable Langfuse refuses to start."""
 
+    hf_token: SecretStr | None = _setting("HF_TOKEN")
+    """Token for the Hugging Face hub: gated models and `slm adapters push`."""
+
     server_api_key: SecretStr | None = _setting("SLM_SERVER_API_KEY")
     """Key that `slm serve` asks of its callers."""
     retrain_threshold: int = _setting("SLM_RETRAIN_THRESHOLD", 100, ge=1)
     """New usable examples that start a retraining."""
     torch_threads: int | None = _setting("SLM_TORCH_THREADS", ge=1)
     """CPU threads for torch; by default all cores."""
+    training_usd_per_hour: float | None = _setting("SLM_TRAINING_USD_PER_HOUR", ge=0)
+    """Price of the training machine per hour, in US dollars; without it costs stay unknown."""
+    kernel_log: AbsolutePath | None = _setting("SLM_KERNEL_LOG")
+    """File with the kernel log; by default `/dev/kmsg`, then `journalctl -k`."""
+    expected_gpus: int | None = _setting("SLM_EXPECTED_GPUS", ge=0)
+    """GPUs that this machine must show; fewer fail its health check."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _setting("SLM_LOG_LEVEL", "INFO")
     """Least severe log line that is shown."""
 
@@ -197,6 +206,11 @@ class Settings(BaseModel):
         raise ConfigError(
             "The environment does not hold usable settings.", problems=tuple(problems)
         )
+
+    @property
+    def gpu_ledger(self) -> Path:
+        """What every GPU fault was found to be, one file for all runs of this machine."""
+        return self.home / "health" / "ledger.json"
 
     @property
     def names_teacher(self) -> bool:

@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import TaskRun
 from slm_core.errors import SlmError
 from slm_core.settings import Settings
 from slm_core.tracing import RunTrace, check_langfuse, push_pending
+from slm_core.training.orders import OrderBook
 
 if TYPE_CHECKING:
     from slm_core.store import Store
@@ -67,6 +68,11 @@ def run_folder(run_id: str) -> Path:
     folder = current_settings().home / "runs" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def order_book() -> OrderBook:
+    """Return what every run was told, for whoever goes on with one."""
+    return OrderBook(current_settings().home / "runs")
 
 
 def is_retryable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

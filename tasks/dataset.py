@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slm_core.dataset import DatasetSpec, build
 from slm_core.dataset.files import replace_file
-from slm_core.presets import TestSetSpec
+from slm_core.presets import TestSetSpec, TrainSpec
 from slm_core.records import TRACKS, Call, Claim, ClaimState, Dataset, Example
 from tasks._progress import progress
 from tasks._wiring import current_settings, opened_store, run_folder, step
@@ -41,6 +41,44 @@ def build_dataset(spec: DatasetSpec, claim: Claim, run_id: str, keep_out: Path) 
             )
         replace_file(begun, dataset.model_dump_json())
         return store.datasets.save(dataset)
+
+
+@step("find or build the dataset")
+def find_dataset(spec: TrainSpec, dataset_id: str | None, run_id: str) -> Dataset:
+    """Return the dataset that a training run learns from.
+
+    It is the one of that id or, without an id, what ``spec.rows_from`` says. A resumed run gets
+    the one that it began with.
+    """
+    begun = run_folder(run_id) / "dataset.json"
+    with opened_store() as store:
+        if begun.exists():
+            return store.datasets.save(Dataset.model_validate_json(begun.read_bytes()))
+        known = store.datasets.list()
+        if dataset_id is not None:
+            dataset = store.datasets.get(dataset_id)
+        elif spec.rows_from == "newest" and known:
+            dataset = max(known, key=lambda one: one.created_at)
+        else:
+            calls = _hermes(spec) if spec.rows_from == "hermes" else list(store.calls.select())
+            folder = current_settings().home / "datasets"
+            with progress("dataset") as on_progress:
+                dataset = build(calls, spec.dataset, folder, on_progress=on_progress)
+        dataset = store.datasets.save(dataset)
+        replace_file(begun, dataset.model_dump_json())
+        return dataset
+
+
+def _hermes(spec: TrainSpec) -> list[Call]:
+    """Return the calls of the public set, on every track that is trained."""
+    from slm_core.dataset.hub import load_hermes
+
+    cache = current_settings().home / "hub-datasets"
+    return [
+        call
+        for track in spec.training.tracks
+        for call in load_hermes(track, data_files=spec.hermes_file, cache_dir=cache).calls
+    ]
 
 
 @step("make the test set")

@@ -1,67 +1,104 @@
-"""Dataset to adapter."""
+"""Base model, GPUs and dataset to an adapter."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+import signal
+import threading
+from collections.abc import Sequence
 
-from slm_core.errors import TrainingError, WorkerDied
-from slm_core.records import Adapter, Attempt, Dataset, RunState, TrainingRun
-from slm_core.training import TrainingSpec, train
-from tasks._progress import progress
-from tasks._wiring import opened_store, run_folder, step
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.exceptions import TerminationSignal
+
+from slm_core.backends.model_hub import ModelAccess
+from slm_core.records import Adapter, Attempt, Dataset, Gpu
+from slm_core.report.training_page import attempt_rows, training_markdown
+from slm_core.training import TrainingSpec
+from slm_core.training.base_model import check_base_model as check
+from slm_core.training.base_model import wants_gpus
+from slm_core.training.doctor import Doctor
+from slm_core.training.recorded import train_recorded
+from tasks._progress import OnProgress, progress
+from tasks._wiring import current_settings, opened_store, run_folder, step
+
+log = logging.getLogger(__name__)
+
+_stopping = threading.Event()
+
+
+@step("check the base model")
+def check_base_model(spec: TrainingSpec, gpus: Sequence[Gpu] = ()) -> ModelAccess:
+    """Refuse, before a download, a model that cannot be had or that the GPUs cannot hold."""
+    token = current_settings().hf_token
+    return check(
+        spec,
+        token=token.get_secret_value() if token else None,
+        gpus=gpus,
+    )
+
+
+def ready_gpus(spec: TrainingSpec) -> tuple[Gpu, ...]:
+    """Return the GPUs that a preflight found fit; none for a training that runs on the CPU.
+
+    Raises:
+        GpuFault: the training needs one and none is fit, or this machine must be restarted first.
+    """
+    if not wants_gpus(spec):
+        return ()
+    from slm_core.health.fit import fit_gpus, refuse_before_reboot
+    from slm_core.health.host import HostPaths
+    from tasks.health import check_gpus
+
+    refuse_before_reboot(current_settings().gpu_ledger, HostPaths())
+    return fit_gpus(check_gpus())
 
 
 @step("train the adapter")
-def train_adapter(spec: TrainingSpec, dataset: Dataset, run_id: str) -> Adapter:
+def train_adapter(
+    spec: TrainingSpec, dataset: Dataset, run_id: str, gpus: tuple[str, ...] = ()
+) -> Adapter:
     """Train, or take up where an earlier attempt of this run left off; every attempt is kept."""
     folder = run_folder(run_id) / "training"
-    run = TrainingRun(
-        id=run_id,
-        dataset_id=dataset.id,
-        spec_digest=spec.digest(),
-        path=str(folder),
-        state=RunState.RUNNING,
-    )
-    with opened_store() as store:
-        run = store.runs.save(run)
-        attempts = {attempt.number: attempt for attempt in run.attempts}
-
-        def keep(attempt: Attempt) -> None:
-            attempts[attempt.number] = attempt
-            settle(RunState.RUNNING)
-
-        def settle(state: RunState, adapter_id: str | None = None) -> None:
-            store.runs.update(
-                run.model_copy(
-                    update={
-                        "attempts": tuple(attempts[n] for n in sorted(attempts)),
-                        "state": state,
-                        "adapter_id": adapter_id,
-                    }
-                )
-            )
-
+    shown: list[tuple[Attempt, ...]] = []
+    with opened_store() as store, progress("train") as on_progress:
         try:
-            with progress("train") as on_progress:
-                adapter = train(
-                    spec,
-                    dataset_path=Path(dataset.path),
-                    dataset_id=dataset.id,
-                    run_dir=folder,
-                    run_id=run_id,
-                    on_progress=on_progress,
-                    on_attempt=keep,
-                )
-        except TrainingError as error:
-            died = isinstance(error, WorkerDied)
-            settle(RunState.INTERRUPTED if died else RunState.FAILED)
-            raise
-        except BaseException:
-            settle(RunState.INTERRUPTED)
-            raise
-        adapter = store.adapters.save(adapter)
-        settle(RunState.COMPLETED, adapter.id)
-        return adapter
+            return train_recorded(
+                spec,
+                runs=store.runs,
+                adapters=store.adapters,
+                dataset=dataset,
+                folder=folder,
+                run_id=run_id,
+                gpus=gpus,
+                doctor=_doctor(run_id, gpus),
+                on_progress=_until_stopped(on_progress),
+                on_attempts=shown.append,
+                usd_per_hour=current_settings().training_usd_per_hour,
+            )
+        finally:
+            _show_attempts(shown[-1] if shown else ())
+
+
+def stop_trainings() -> None:
+    """Let the trainings of other threads save and end at their next step."""
+    _stopping.set()
+
+
+def allow_trainings() -> None:
+    """Take ``stop_trainings`` back."""
+    _stopping.clear()
+
+
+def show_trainings(adapters: Sequence[Adapter], dataset: Dataset) -> None:
+    """Show what was trained as a page of the run."""
+    with opened_store() as store:
+        runs = {run.adapter_id: run for run in store.runs.list()}
+    page = training_markdown([(adapter, runs.get(adapter.id)) for adapter in adapters], dataset)
+    try:
+        create_markdown_artifact(page, key="training", description="What was trained, and how")
+    except Exception as error:
+        # The adapters are stored; not showing them undoes nothing.
+        log.warning("training not shown error=%s", type(error).__name__)
 
 
 @step("find the adapter")
@@ -71,3 +108,44 @@ def find_adapter(adapter_id: str | None) -> Adapter | None:
         if adapter_id is not None:
             return store.adapters.get(adapter_id)
         return max(store.adapters.list(), key=lambda a: a.created_at, default=None)
+
+
+def _doctor(run_id: str, gpus: tuple[str, ...]) -> Doctor | None:
+    """Return who watches and examines the GPUs; nobody for a training on the CPU."""
+    if not gpus:
+        return None
+    from slm_core.health.doctor import GpuDoctor
+    from slm_core.health.host import HostPaths
+
+    settings = current_settings()
+    return GpuDoctor(
+        HostPaths(kernel_log=settings.kernel_log),
+        run_folder(run_id) / "health",
+        job=run_id,
+        # One for all runs of this machine: a fault counts for the next one too.
+        ledger=settings.gpu_ledger,
+    )
+
+
+def _until_stopped(on_progress: OnProgress) -> OnProgress:
+    """Pass progress on until ``stop_trainings``: a signal only ever reaches the main thread."""
+
+    def show(done: int, total: int, what: str) -> None:
+        if _stopping.is_set() and threading.current_thread() is not threading.main_thread():
+            raise TerminationSignal(signal.SIGTERM)
+        on_progress(done, total, what)
+
+    return show
+
+
+def _show_attempts(attempts: tuple[Attempt, ...]) -> None:
+    """Show the attempts as a table, each with its plan and the reason for it."""
+    if not attempts:
+        return
+    try:
+        create_table_artifact(
+            attempt_rows(attempts), key="attempts", description="Every attempt, and why"
+        )
+    except BaseException as error:
+        # Called while a signal may be unwinding the run: what it does, it does once.
+        log.warning("attempts not shown error=%s", type(error).__name__)

@@ -17,7 +17,17 @@ from slm_core.records import canonical_json, sha256_hex
 log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", SUMS)
+"""What is downloaded of a model on the hub."""
 _REQUIRED = ("config.json", "tokenizer.json")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` means a model on the hub: it is no folder here and has no path's form."""
+    if Path(name).expanduser().is_dir():
+        return False
+    # A hub id is "name" or "owner/name"; anything else can only have meant a path.
+    return not (name.startswith((".", "~", "/")) or name.count("/") > 1)
 
 
 def locate_model(name: str) -> Path:
@@ -31,13 +41,12 @@ def locate_model(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    # A hub id is "name" or "owner/name"; anything else can only have meant a path.
-    if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+    if not is_hub_id(name):
         raise ModelError(f"The model folder {name} does not exist; check base_model.")
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", SUMS])
+        found = snapshot_download(name, allow_patterns=list(HUB_FILES))
     except (OSError, ValueError) as error:  # every error of the hub is one of the two
         raise ModelError(
             f"{name} is neither a folder nor a model that the Hugging Face hub gives out "

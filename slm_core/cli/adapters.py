@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from slm_core.cli.adapter_files import merge, push
 from slm_core.cli.opening import load_settings, opened_store
 from slm_core.cli.terminal import (
     JsonFlag,
@@ -116,3 +117,7 @@ def promote(
         show_json(route)
     else:
         typer.echo(f"{agent}/{track}: {adapter_id} is {route.stage}.")
+
+
+app.command()(merge)
+app.command()(push)

@@ -13,7 +13,19 @@ import typer
 from typer.core import TyperGroup
 
 from slm_core import __version__
-from slm_core.cli import adapters, calls, datasets, evaluations, routes, runs, store, traces
+from slm_core.cli import (
+    adapters,
+    calls,
+    datasets,
+    evaluations,
+    gpus,
+    models,
+    routes,
+    runs,
+    store,
+    traces,
+    train,
+)
 from slm_core.cli.ask import ask
 from slm_core.cli.serve import serve
 from slm_core.errors import ConfigError, SlmError
@@ -40,12 +52,15 @@ app.command()(serve)
 app.command()(ask)
 app.add_typer(calls.app, name="calls")
 app.add_typer(datasets.app, name="datasets")
+app.add_typer(models.app, name="models")
+app.add_typer(train.app, name="train")
 app.add_typer(runs.app, name="runs")
 app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(routes.app, name="routes")
 app.add_typer(traces.app, name="traces")
 app.add_typer(store.app, name="store")
+app.add_typer(gpus.app, name="gpus")
 
 
 def main() -> None:

@@ -36,6 +36,15 @@ from slm_core.records.evaluation import (
     RowScore,
     View,
 )
+from slm_core.records.health import (
+    EvidenceTier,
+    Gpu,
+    Health,
+    HealthCheck,
+    HealthReport,
+    NextAction,
+    Triage,
+)
 from slm_core.records.serving import Promotion, Route, Stage
 from slm_core.records.training import Adapter, Attempt, Fault, LossPoint, RunState, TrainingRun
 
@@ -58,14 +67,20 @@ __all__ = [
     "Drop",
     "DropReason",
     "Evaluation",
+    "EvidenceTier",
     "Example",
     "FailureClass",
     "Fault",
     "GateResult",
+    "Gpu",
+    "Health",
+    "HealthCheck",
+    "HealthReport",
     "IngestReport",
     "LossPoint",
     "Message",
     "Metric",
+    "NextAction",
     "Outcome",
     "PairedDifference",
     "Promotion",
@@ -81,6 +96,7 @@ __all__ = [
     "ToolUse",
     "Track",
     "TrainingRun",
+    "Triage",
     "Verdict",
     "View",
     "canonical_json",

@@ -29,6 +29,12 @@ class Fault(Record):
     message: str
     step: int | None = None
     exit_code: int | None = None
+    rank: int | None = None
+    """Worker process that failed first, where there are several."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Numbers behind it: memory in use, tokens of the pass, kernel-log lines, the triage."""
+    detected_after_seconds: float | None = None
+    """From the last sign of life to the moment it was noticed."""
 
 
 class Attempt(Record):
@@ -41,6 +47,11 @@ class Attempt(Record):
     last_step: int = 0
     fault: Fault | None = None
     plan: dict[str, Any] = Field(default_factory=dict)
+    reason: str = ""
+    """Why this plan: what the attempt before ran into."""
+    recoveries: tuple[str, ...] = ()
+    """What the worker changed by itself, such as a pass that it split after running out of
+    memory."""
 
 
 class TrainingRun(Record):

@@ -1,8 +1,9 @@
-"""Checkpoints that survive a kill at any moment.
+"""Checkpoints that survive a kill at any moment, and a full disk.
 
 A checkpoint is a folder ``step-00000042`` with its files and a manifest of their hashes.
 It is written under another name, synced, and renamed, so a half-written one never bears a
 step's name. One that fails its manifest is moved aside, and the next older one is taken.
+The checkpoint of the best validation loss, ``best-00000042``, is kept beside the newest.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from slm_core.errors import CheckpointCorrupt
 from slm_core.training.durable import publish, write_file
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-_STEP, _DRAFT, _CORRUPT = "step-", "draft-", "corrupt-"
+Prefix = Literal["step-", "best-"]
+_DRAFT, _CORRUPT = "draft-", "corrupt-"
 
 
 class Checkpoint(NamedTuple):
@@ -35,23 +37,34 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    folder: Path, step: int, files: Mapping[str, bytes], state: dict[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    files: Mapping[str, bytes],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    name_prefix: Prefix = "step-",
 ) -> Path:
-    """Write the checkpoint of ``step``, then remove all but the ``keep`` newest."""
+    """Write the checkpoint of ``step``, then remove all but the ``keep`` newest of its kind.
+
+    Raises:
+        DiskFull: there is no room; the older checkpoints are as they were.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{_DRAFT}{step:08d}"
+    name = f"{name_prefix}{step:08d}"
+    draft = folder / f"{_DRAFT}{name}"
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    contents = {**files, STATE: json.dumps(state, indent=2).encode()}
-    for name, data in contents.items():
-        write_file(draft / name, data)
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    write_file(draft / MANIFEST, json.dumps({"step": step, "files": hashes}, indent=2).encode())
-    final = folder / f"{_STEP}{step:08d}"
-    # Left by an attempt that was resumed from an older checkpoint; this one replaces it.
-    shutil.rmtree(final, ignore_errors=True)
-    publish(draft, final)
-    for old in _by_step(folder)[keep:]:
+    final = folder / name
+    try:
+        _write(draft, step, {**files, STATE: json.dumps(state, indent=2).encode()})
+        # Left by an attempt that was resumed from an older checkpoint; this one replaces it.
+        shutil.rmtree(final, ignore_errors=True)
+        publish(draft, final)
+    except BaseException:
+        # On a full disk the draft holds the very space that the next words need.
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    for old in _by_step(folder, name_prefix)[keep:]:
         shutil.rmtree(old)
     log.info("checkpoint saved step=%d path=%s", step, final)
     return final
@@ -65,27 +78,52 @@ def newest(folder: Path) -> Checkpoint | None:
     """
     for draft in folder.glob(f"{_DRAFT}*"):
         shutil.rmtree(draft)
-    for path in _by_step(folder):
-        problem = _problem(path)
-        if problem is None:
-            step = int(path.name.removeprefix(_STEP))
-            return Checkpoint(path, step, json.loads((path / STATE).read_text("utf-8")))
-        log.warning("checkpoint is corrupt, trying an older one path=%s problem=%s", path, problem)
-        aside = folder / f"{_CORRUPT}{path.name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-    corrupt = sorted(path.name for path in folder.glob(f"{_CORRUPT}*"))
-    if corrupt:
+    found = _newest_sound(folder, "step-")
+    corrupt = sorted(path.name for path in folder.glob(f"{_CORRUPT}step-*"))
+    if found is None and corrupt:
         raise CheckpointCorrupt(
             f"No checkpoint in {folder} verifies. To train again from the first step, remove "
             "that folder.",
             corrupt=corrupt,
         )
+    return found
+
+
+def best(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint of the best validation loss; None when no sound one is there."""
+    return _newest_sound(folder, "best-")
+
+
+def forget_best_after(folder: Path, step: int) -> None:
+    """Remove the best of later steps: a resumed run takes those again, perhaps otherwise."""
+    for path in _by_step(folder, "best-"):
+        if int(path.name.removeprefix("best-")) > step:
+            shutil.rmtree(path)
+
+
+def _write(draft: Path, step: int, contents: Mapping[str, bytes]) -> None:
+    draft.mkdir()
+    for name, data in contents.items():
+        write_file(draft / name, data)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    write_file(draft / MANIFEST, json.dumps({"step": step, "files": hashes}, indent=2).encode())
+
+
+def _newest_sound(folder: Path, prefix: Prefix) -> Checkpoint | None:
+    for path in _by_step(folder, prefix):
+        problem = _problem(path)
+        if problem is None:
+            step = int(path.name.removeprefix(prefix))
+            return Checkpoint(path, step, json.loads((path / STATE).read_text("utf-8")))
+        log.warning("checkpoint is corrupt, trying an older one path=%s problem=%s", path, problem)
+        aside = folder / f"{_CORRUPT}{path.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
     return None
 
 
-def _by_step(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{_STEP}*"), reverse=True)
+def _by_step(folder: Path, prefix: Prefix) -> list[Path]:
+    return sorted(folder.glob(f"{prefix}*"), reverse=True)
 
 
 def _problem(path: Path) -> str | None:

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from slm_core.errors import DiskFull
+
+# EFBIG: the limit on the size of one file (``ulimit -f``), which quota systems use as well.
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What libraries say that write files without Python, such as safetensors.
+_NO_SPACE_WORDS = tuple(os.strerror(number).lower() for number in sorted(_NO_SPACE))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` with ``value`` as JSON in one step."""
+    replace_file(path, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace ``path`` with ``data`` in one step; if that fails, it stays as it was.
+
+    Raises:
+        DiskFull: there is no room for it.
+    """
     fresh = path.with_name(f"{path.name}.new")
-    write_file(fresh, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+    try:
+        write_file(fresh, data)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     fresh.replace(path)
     sync_folder(path.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` and wait until the disk has it."""
-    with path.open("wb") as file:
+    """Write ``data`` and wait until the disk has it.
+
+    Raises:
+        DiskFull: there is no room for it.
+    """
+    with names_full_disk(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -26,12 +54,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 def publish(draft: Path, final: Path) -> None:
     """Give the folder ``draft`` its final name once all of its files are on disk."""
-    for file in draft.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    sync_folder(draft)
-    draft.rename(final)
-    sync_folder(final.parent)
+    with names_full_disk(final):
+        for file in draft.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        sync_folder(draft)
+        draft.rename(final)
+        sync_folder(final.parent)
 
 
 def sync_folder(path: Path) -> None:
@@ -41,3 +70,35 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def names_full_disk(path: Path) -> Iterator[None]:
+    """Turn a full disk met while writing ``path`` into ``DiskFull``."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        raise disk_full(path, error) from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether ``error`` says that there is no room for a file."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    said = str(error).lower()
+    return any(words in said for words in _NO_SPACE_WORDS)
+
+
+def disk_full(path: Path, error: BaseException) -> DiskFull:
+    """Return the error that a full disk at ``path`` means to the caller of ``train``."""
+    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    usage = shutil.disk_usage(folder)
+    return DiskFull(
+        f"{path} could not be written: {str(error).splitlines()[0]}. The last checkpoint is "
+        "intact. Free some space or raise the limit, then train again to resume from it.",
+        path=str(path),
+        free_bytes=usage.free,
+        total_bytes=usage.total,
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from slm_core.records import LossPoint
-from slm_core.training.durable import write_file
+from slm_core.training.durable import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,7 @@ def read_events(path: Path) -> list[StepEvent]:
 def forget_after(path: Path, step: int) -> None:
     """Remove the events of later steps: they will be taken, and logged, again."""
     kept = [event for event in read_events(path) if event.step <= step]
-    fresh = path.with_name(f"{path.name}.new")
-    write_file(fresh, b"".join(line(event) for event in kept))
-    fresh.replace(path)
+    replace_file(path, b"".join(line(event) for event in kept))
 
 
 def line(event: StepEvent) -> bytes:

@@ -2,7 +2,8 @@
 
 What it refuses: a file that differs from the dataset's manifest, a line that is no
 example, a split without a row, a row that teaches nothing, and any row that would have to
-be cut.
+be cut. Only when memory is short may prompts be cut, and never a token that is learned:
+see ``shorten``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _NAMED_AT_MOST = 5
+_KEPT_AT_LEAST = 2
 
 
 class Row(NamedTuple):
@@ -43,6 +45,12 @@ class Rows(NamedTuple):
     """Ids of the examples dropped for their length."""
     other_track: int
     """Examples of tracks that the spec leaves out."""
+    cut_rows: int = 0
+    """Rows whose prompt was shortened."""
+    cut_tokens: int = 0
+    """Prompt tokens taken out of those rows."""
+    uncuttable: tuple[str, ...] = ()
+    """Ids of the examples dropped because what they teach alone does not fit."""
 
     @property
     def supervised_tokens(self) -> int:
@@ -103,8 +111,11 @@ def tokenize(
     tracks: Sequence[Track],
     max_length: int,
     too_long: Literal["refuse", "drop"],
+    shorten_to: int | None = None,
 ) -> Rows:
     """Return the examples of ``tracks`` as token rows of at most ``max_length`` tokens.
+
+    With ``shorten_to``, rows that ``max_length`` allows are then cut to that many tokens.
 
     Raises:
         DatasetError: a row supervises no token, or rows are too long and may not be dropped.
@@ -127,7 +138,61 @@ def tokenize(
         )
     for row in over:
         log.warning("row dropped id=%s tokens=%d max_length=%d", row.id, len(row.ids), max_length)
-    return Rows(rows, [row.id for row in over], len(examples) - len(wanted))
+    found = Rows(rows, [row.id for row in over], len(examples) - len(wanted))
+    return found if shorten_to is None else _shorten_all(found, shorten_to)
+
+
+def shorten(row: Row, max_length: int) -> tuple[Row, int] | None:
+    """Return ``row`` cut to ``max_length`` tokens, and how many were cut; None if it cannot be.
+
+    Only tokens before the first supervised one go, out of their middle: the instructions at
+    the beginning and the question at the end stay.
+    """
+    cut = len(row.ids) - max_length
+    if cut <= 0:
+        return row, 0
+    prompt = row.supervised.index(True) if True in row.supervised else len(row.ids)
+    kept = prompt - cut
+    # Something must be left that predicts the first supervised token.
+    if kept < _KEPT_AT_LEAST:
+        return None
+    head = kept // 2
+    gap = slice(head, head + cut)
+    ids, supervised = list(row.ids), list(row.supervised)
+    del ids[gap], supervised[gap]
+    return Row(row.id, ids, supervised), cut
+
+
+def _shorten_all(rows: Rows, max_length: int) -> Rows:
+    """Cut what is longer than ``max_length``; drop, and name, what cannot be cut."""
+    kept: list[Row] = []
+    lost: list[str] = []
+    cut_rows = cut_tokens = 0
+    for row in rows.rows:
+        result = shorten(row, max_length)
+        if result is None:
+            lost.append(row.id)
+            log.warning(
+                "row dropped, its supervised part does not fit id=%s tokens=%d shorten_to=%d",
+                row.id,
+                len(row.ids),
+                max_length,
+            )
+            continue
+        kept.append(result[0])
+        cut_rows += result[1] > 0
+        cut_tokens += result[1]
+    if cut_rows or lost:
+        log.warning(
+            "prompts cut rows=%d tokens=%d dropped=%d shorten_to=%d",
+            cut_rows,
+            cut_tokens,
+            len(lost),
+            max_length,
+        )
+    return rows._replace(
+        rows=kept, cut_rows=cut_rows, cut_tokens=cut_tokens, uncuttable=tuple(lost)
+    )
 
 
 def _manifest_hashes(path: Path) -> dict[str, Any]:

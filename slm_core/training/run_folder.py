@@ -5,8 +5,11 @@ spec.json          what the run learns; a resumed run must say the same
 job.json           the parent's order to the present worker
 attempts.json      one entry per worker process
 events.jsonl       one line per logged step
+recoveries.jsonl   one line per change that a worker made by itself, such as a split pass
 worker.log         everything the workers wrote
-error.json         why the last worker refused, if it did
+error-RANK.json    why that rank of the last attempt refused or crashed, if it did
+heartbeat-RANK     see heartbeat.py
+rendezvous-N       where the ranks of attempt N meet
 checkpoints/       see checkpoints.py
 tensorboard/       event files
 training_summary.json
@@ -58,6 +61,8 @@ class Job(Record):
     resume_from: str | None
     """Checkpoint folder to continue from."""
     plan: Plan
+    usd_per_hour: float | None = None
+    """Price of this machine, for the summary."""
 
 
 class RunFolder:
@@ -67,7 +72,7 @@ class RunFolder:
         self.path = path.resolve()
         self.events = self.path / "events.jsonl"
         self.log = self.path / "worker.log"
-        self.error = self.path / "error.json"
+        self.recoveries = self.path / "recoveries.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.summary = self.path / "training_summary.json"
@@ -75,6 +80,18 @@ class RunFolder:
         self._identity = self.path / "spec.json"
         self._attempts = self.path / "attempts.json"
         self._job = self.path / "job.json"
+
+    def heartbeat(self, rank: int) -> Path:
+        """Where ``rank`` leaves its signs of life."""
+        return self.path / f"heartbeat-{rank}"
+
+    def error(self, rank: int) -> Path:
+        """Where ``rank`` says why it refused or crashed."""
+        return self.path / f"error-{rank}.json"
+
+    def rendezvous(self, attempt: int) -> Path:
+        """The file through which the ranks of ``attempt`` find each other."""
+        return self.path / f"rendezvous-{attempt}"
 
     @contextmanager
     def lock(self) -> Iterator[int]:
@@ -133,8 +150,10 @@ class RunFolder:
         write_json(self._attempts, [attempt.model_dump(mode="json") for attempt in attempts])
 
     def write_job(self, job: Job) -> None:
-        """Leave the order for the worker, and forget the last worker's error."""
-        self.error.unlink(missing_ok=True)
+        """Leave the order for the workers, and forget what those before have said."""
+        for pattern in ("error-*.json", "heartbeat-*", "rendezvous-*"):
+            for said in self.path.glob(pattern):
+                said.unlink()
         write_json(self._job, job.model_dump(mode="json"))
 
     def read_job(self) -> Job:

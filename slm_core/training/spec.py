@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from slm_core.prompting.prefix import Variant
 from slm_core.records import TRACKS, Track, content_id
@@ -36,9 +36,14 @@ class TrainingSpec(BaseModel):
     epochs: int = Field(default=3, ge=1)
     """Times that every row is read."""
     micro_batch: int = Field(default=4, ge=1)
-    """Rows in one forward pass."""
+    """Rows in one forward pass. Packed, a pass holds micro_batch x max_length tokens instead."""
     accumulation: int = Field(default=4, ge=1)
     """Forward passes in one optimizer step."""
+    packing: bool = True
+    """Lay rows end to end, without padding; attention never crosses from one to the next."""
+    batching: Literal["rows", "tokens"] = "rows"
+    """What makes up an optimizer step: rows (micro_batch x accumulation of them), or tokens (as
+    many rows as fit into `accumulation` packed passes), which is faster and less even."""
     max_length: int = Field(default=2048, ge=2)
     """Longest row in tokens, prompt and answer together. Rows are never cut."""
     too_long: Literal["refuse", "drop"] = "refuse"
@@ -67,6 +72,41 @@ class TrainingSpec(BaseModel):
     """auto takes a GPU when there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the base model and the matrix products; auto is bf16 on a GPU, fp32 on a CPU."""
+    quantization: Literal["none", "nf4"] = "none"
+    """How the frozen base model is kept: as it is, or in 4 bits (QLoRA)."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations to save memory: auto does only when a trial pass shows the need."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decoder layers; auto does on a GPU when the run is long enough to gain."""
+    world_size: int = Field(default=1, ge=1)
+    """Worker processes, one per GPU, that share each step. A step reads the same rows with any
+    number of them."""
+    shard: bool = False
+    """Spread the decoder's weights over the workers (FSDP), to leave room for longer passes.
+    Each worker loads the model whole first, so it must fit into one GPU by itself."""
+    gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of each GPU's memory that this training may use; None takes what it needs."""
+    on_oom: Literal["ladder", "recipe", "stop"] = "ladder"
+    """When memory runs out: keep what is learned unchanged as long as possible, follow the
+    field's recipe (half the step, shorter rows, half the GPUs), or stop."""
+    shorter_lengths: tuple[int, ...] = (1536, 1024)
+    """Lengths that the ladder may cut prompts to; empty never cuts. What is cut is counted."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many validations without a better loss; None trains all epochs."""
+    min_improvement: float = Field(default=0.0, ge=0)
+    """Fall of the validation loss, in nats, that counts as better."""
+    restore_best: bool = True
+    """Publish the weights of the best validation loss, not the last; needs validation rows."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainingSpec:
+        if self.batching == "tokens" and not self.packing:
+            raise ValueError("batching='tokens' needs packing=True")
+        if self.shard and self.world_size == 1:
+            raise ValueError("shard=True needs world_size of at least 2")
+        if self.shard and self.quantization != "none":
+            raise ValueError("shard=True cannot spread a quantized model; use quantization='none'")
+        return self
 
     @field_validator("tracks", "lora_target")
     @classmethod
@@ -76,6 +116,11 @@ class TrainingSpec(BaseModel):
         if isinstance(names, tuple) and len(set(names)) != len(names):
             raise ValueError("names repeat")
         return names
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens that one packed forward pass holds at most."""
+        return self.micro_batch * self.max_length
 
     def digest(self) -> str:
         """Return the content id of all fields; a resumed run must have the same."""

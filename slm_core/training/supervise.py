@@ -1,95 +1,220 @@
-"""Run the worker as a process group of its own, and never leave one behind.
+"""Run the ranks of one attempt, notice when one dies, hangs or loses its GPU, leave none behind.
 
-Whatever makes the caller leave (a signal, Ctrl-C, a failing callback) reaches the worker
-as SIGTERM: it saves a checkpoint at the next step and ends. A caller that is killed takes
-the worker along: the kernel sees to it (``worker.py`` asks for that).
+Whatever makes the caller leave (a signal, Ctrl-C, a failing callback) reaches the workers
+as SIGTERM: they save a checkpoint at the next step and end. A caller that is killed takes
+them along: the kernel sees to it (``worker.py`` asks for that). No wait is without bound: a
+process that the driver keeps from dying is reported and left to the kernel.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Never
+from typing import NamedTuple, Never
 
+from slm_core.records import Fault
+from slm_core.training.doctor import Doctor
 from slm_core.training.events import EventFile, StepEvent
+from slm_core.training.faults import ExitCode
+from slm_core.training.heartbeat import FLOOR_SECONDS
+from slm_core.training.plan import Plan
+from slm_core.training.ranks import Rank, start_rank
 from slm_core.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.1
-# CPU threads that wait for each other sleep instead of spinning. Beside other busy processes
-# spinning made the training of a small model 5 to 8 times slower.
-_POLITE = "OMP_WAIT_POLICY=passive"
-# Prefect gives a cancelled flow run 30 seconds; stay below.
-_STOP_GRACE_SECONDS = 25.0
+
+class Limits(NamedTuple):
+    """How long the parent waits for what."""
+
+    poll_seconds: float = 0.05
+    hang_floor_seconds: Mapping[str, float] = FLOOR_SECONDS
+    """By phase of the worker, see ``heartbeat.py``."""
+    stop_grace_seconds: float = 25.0
+    """From SIGTERM to SIGKILL. Prefect gives a cancelled flow run 30 seconds; stay below."""
+    hung_grace_seconds: float = 3.0
+    """The same for a worker that hangs."""
+    settle_seconds: float = 0.5
+    """From one rank's death to the end of the others: time to say why they die as well."""
+    stack_seconds: float = 0.5
+    """Before that: time to write down its stack."""
+    kill_seconds: float = 10.0
+    """From SIGKILL to giving a process up."""
 
 
-def run_worker(
-    run: RunFolder, lock: int, events: EventFile, on_event: Callable[[StepEvent], None]
-) -> int:
-    """Start the worker, pass on its events, and return its exit code.
+DEFAULT_LIMITS = Limits()
 
-    Negative codes are signals. On any exception, ``on_event``'s own included, the worker
-    is asked to stop, waited for, and killed if need be; then the exception goes on.
+
+class Ended(NamedTuple):
+    """How an attempt ended."""
+
+    codes: Mapping[int, int]
+    """Rank to exit code, in order of death, of those that ended by themselves."""
+    last_step: int
+    """Last finished step of which a sign of life told."""
+    hung_rank: int | None = None
+    phase: str = ""
+    """What the rank that hangs was doing."""
+    alarm: Fault | None = None
+    """What the doctor found while they ran."""
+    silent_seconds: float = 0.0
+    """From the last sign of life of the rank that failed to the moment it was noticed."""
+    unkillable: tuple[int, ...] = ()
+    """Ids of processes that outlived SIGKILL."""
+
+
+def run_ranks(
+    run: RunFolder,
+    plan: Plan,
+    lock: int,
+    events: EventFile,
+    on_event: Callable[[StepEvent], None],
+    *,
+    doctor: Doctor | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Ended:
+    """Start the plan's ranks, pass on their events, and return how they ended.
+
+    On any exception, ``on_event``'s own included, they are asked to stop, waited for, and
+    killed if need be; then the exception goes on.
     """
-    command = ["env", _POLITE, sys.executable, "-m", "slm_core.training.worker", str(run.path)]
-    with run.log.open("ab") as output, _sigterm_unwinds():
-        worker = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # Ctrl-C in a terminal reaches only us; we decide what the worker is told.
-            process_group=0,
-            # The lock lives as long as either process does.
-            pass_fds=(lock,),
-        )
-        log.info("training worker started pid=%d run=%s", worker.pid, run.path)
+    with ExitStack() as stack:
+        if doctor is not None:
+            stack.enter_context(doctor.watch(plan.gpus))
+        output = stack.enter_context(run.log.open("ab"))
+        stack.enter_context(_sigterm_unwinds())
+        ranks: list[Rank] = []
         try:
-            while True:
-                code = _wait(worker, _POLL_SECONDS)
-                for event in events.read_new():
-                    on_event(event)
-                if code is not None:
-                    return code
+            for number in range(plan.world_size):
+                floors = limits.hang_floor_seconds
+                ranks.append(start_rank(run, plan, number, output, lock, floors))
+            return _watch(ranks, events, on_event, doctor, limits)
         finally:
-            _stop(worker)
+            _stop(ranks, limits)
 
 
-def _stop(worker: subprocess.Popen[bytes]) -> None:
-    """Ask a living worker to save and end; kill it when it does not."""
-    if worker.poll() is not None:
-        return
-    log.info("training worker asked to stop pid=%d", worker.pid)
+def _watch(
+    ranks: list[Rank],
+    events: EventFile,
+    on_event: Callable[[StepEvent], None],
+    doctor: Doctor | None,
+    limits: Limits,
+) -> Ended:
+    """Return when all ranks are done, or one has failed and the others are gone as well."""
+    codes: dict[int, int] = {}
+    ended = Ended(codes, 0)
+    failed_at: float | None = None
+    while True:
+        time.sleep(limits.poll_seconds)
+        now = time.monotonic()
+        hung = [rank for rank in ranks if rank.number not in codes and rank.hangs(now)]
+        for rank in ranks:
+            code = rank.exit_code()
+            if code is not None and rank.number not in codes:
+                codes[rank.number] = code
+                if code != ExitCode.DONE and failed_at is None:
+                    failed_at = now
+                    ended = ended._replace(silent_seconds=rank.watch.silence(now))
+        beats = (rank.watch.last.step for rank in ranks if rank.watch.last is not None)
+        ended = ended._replace(last_step=max(beats, default=0))
+        for event in events.read_new():
+            on_event(event)
+        living = [rank for rank in ranks if rank.number not in codes]
+        if not living:
+            return ended
+        if ExitCode.INTERRUPTED in codes.values():
+            # One rank was asked to stop; the others must as well, and may save first.
+            unkillable = _stop(living, limits)
+            for rank in living:
+                code = rank.exit_code()
+                # What a rank says of itself counts. Death by our SIGKILL, or because its peer
+                # is gone, does not: it would pass for a fault after which training goes on.
+                if code is not None and code in tuple(ExitCode):
+                    codes[rank.number] = code
+            return ended._replace(unkillable=unkillable)
+        if failed_at is not None:
+            if now - failed_at < limits.settle_seconds:
+                continue
+            return ended._replace(unkillable=_kill(living, limits))
+        alarm = doctor.alarm() if doctor is not None else None
+        if alarm is not None:
+            # Not asked to save: that would copy from a device that is in trouble.
+            log.error("GPU alarm kind=%s: %s", alarm.kind, alarm.message)
+            silent = max(rank.watch.silence(now) for rank in living)
+            killed = _kill(living, limits)
+            return ended._replace(alarm=alarm, silent_seconds=silent, unkillable=killed)
+        stuck = [rank for rank in living if rank in hung]
+        if stuck:
+            rank = max(stuck, key=lambda rank: rank.watch.silence(now))
+            ended = ended._replace(
+                hung_rank=rank.number,
+                phase=rank.watch.phase,
+                silent_seconds=rank.watch.silence(now),
+            )
+            log.error(
+                "training worker hangs rank=%d phase=%s silent_seconds=%.1f limit_seconds=%.1f",
+                rank.number,
+                ended.phase,
+                ended.silent_seconds,
+                rank.watch.limit_seconds,
+            )
+            return ended._replace(unkillable=_end_hung(living, limits))
+
+
+def _end_hung(ranks: list[Rank], limits: Limits) -> tuple[int, ...]:
+    """End ranks of which one hangs; first let each write down where it is."""
+    for number, seconds in (
+        (signal.SIGUSR1, limits.stack_seconds),
+        (signal.SIGTERM, limits.hung_grace_seconds),
+    ):
+        for rank in ranks:
+            rank.send(number)
+        _wait(ranks, seconds, limits)
+    return _kill(ranks, limits)
+
+
+def _stop(ranks: list[Rank], limits: Limits) -> tuple[int, ...]:
+    """Ask living ranks to save and end; kill those that do not."""
+    living = [rank for rank in ranks if not rank.given_up and rank.exit_code() is None]
+    if not living:
+        return ()
+    for rank in living:
+        log.info("training worker asked to stop rank=%d pid=%d", rank.number, rank.process.pid)
+        rank.send(signal.SIGTERM)
     try:
-        _signal_group(worker, signal.SIGTERM)
-        _wait(worker, _STOP_GRACE_SECONDS)
+        _wait(living, limits.stop_grace_seconds, limits)
     finally:
-        if worker.poll() is None:
-            log.warning("training worker killed pid=%d", worker.pid)
-            _signal_group(worker, signal.SIGKILL)
-        worker.wait()
+        unkillable = _kill(living, limits)
+    return unkillable
 
 
-def _wait(worker: subprocess.Popen[bytes], seconds: float) -> int | None:
-    try:
-        return worker.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return None
+def _kill(ranks: list[Rank], limits: Limits) -> tuple[int, ...]:
+    """Kill what is left of ``ranks``; return the ids of those that do not die."""
+    for rank in ranks:
+        if rank.exit_code() is None:
+            log.warning("training worker killed rank=%d pid=%d", rank.number, rank.process.pid)
+            rank.send(signal.SIGKILL)
+    left = _wait(ranks, limits.kill_seconds, limits)
+    for rank in left:
+        rank.give_up()
+        log.error("training worker cannot be killed rank=%d pid=%d", rank.number, rank.process.pid)
+    return tuple(rank.process.pid for rank in left)
 
 
-def _signal_group(worker: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(worker.pid, number)
-    except ProcessLookupError:
-        log.debug("training worker was gone pid=%d", worker.pid)
+def _wait(ranks: list[Rank], seconds: float, limits: Limits) -> list[Rank]:
+    """Return the ranks that still live when all have ended or the time is up."""
+    deadline = time.monotonic() + seconds
+    while True:
+        living = [rank for rank in ranks if rank.exit_code() is None]
+        left = deadline - time.monotonic()
+        if not living or left <= 0:
+            return living
+        time.sleep(min(left, limits.poll_seconds))
 
 
 @contextmanager

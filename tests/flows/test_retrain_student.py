@@ -18,9 +18,20 @@ from prefect.states import State
 
 from flows.retrain_student import _after_promotion, _with_own_student, retrain_student
 from slm_core.dataset import read_split
-from slm_core.errors import ModelError, StoreUnavailable, TracingUnavailable
+from slm_core.errors import GpuFault, ModelError, StoreUnavailable, TracingUnavailable
+from slm_core.health.host import HostPaths
+from slm_core.health.ledger import Ledger, LedgerEntry
 from slm_core.presets import NANO
-from slm_core.records import SPLITS, TRACKS, ClaimState, DropReason, Route, RunState, Stage
+from slm_core.records import (
+    SPLITS,
+    TRACKS,
+    ClaimState,
+    DropReason,
+    NextAction,
+    Route,
+    RunState,
+    Stage,
+)
 from slm_core.report import ReportInput
 from slm_core.report.document import Document
 from slm_core.testing.langfuse_receiver import LangfuseReceiver, ReceivedSpan
@@ -216,6 +227,17 @@ def test_a_bad_base_model_gives_the_claim_back_and_the_trace_says_why(
     assert state_of(service, claim_id) == (ClaimState.RELEASED, None)
     (root,) = [span for span in langfuse.spans if span.parent_id is None]
     assert root.failed
+
+
+def test_a_sick_gpu_leaves_the_claim_with_the_run_that_can_be_resumed(service: Any) -> None:
+    boot_id = HostPaths().boot_id()
+    fault = LedgerEntry(wall_time=1.0, boot_id=boot_id, job="run-0", action=NextAction.REBOOT)
+    Ledger(service.settings.gpu_ledger).record(fault)
+    claim_id = service.claimed()
+    error = error_of(start(service, claim_id=claim_id, overrides=service.plan(device="cuda")))
+    assert isinstance(error, GpuFault)
+    assert _wiring.order_book().get("run-1").state is RunState.INTERRUPTED
+    assert state_of(service, claim_id) == (ClaimState.RUNNING, "run-1")
 
 
 def test_the_nightly_run_takes_a_released_claim_and_loses_no_row_of_it(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slm_core.errors import CheckpointCorrupt
+from slm_core.errors import CheckpointCorrupt, DiskFull
+from slm_core.testing.limits import largest_file
 from slm_core.training import checkpoints
 
 FILES = {"adapter.safetensors": b"weights", "optimizer.safetensors": b"moments"}
@@ -122,3 +123,35 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     flip_a_bit(save(tmp_path, 7))
     save(tmp_path, 7)
     assert newest_step(tmp_path) == 7
+
+
+def test_a_full_disk_leaves_the_older_ones_and_no_draft(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    files = {**FILES, "optimizer.safetensors": b"m" * 20_000}
+    with largest_file(10_000), pytest.raises(DiskFull, match=r"optimizer\.safetensors") as caught:
+        checkpoints.save(tmp_path, 2, files, {}, keep=1)
+    assert caught.value.context["free_bytes"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert newest_step(tmp_path) == 1
+    checkpoints.save(tmp_path, 2, files, {}, keep=1)
+    assert newest_step(tmp_path) == 2
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    assert checkpoints.best(tmp_path) is None
+    for step, loss in ((10, 0.5), (20, 0.4)):
+        state = {"val_loss": loss}
+        checkpoints.save(tmp_path, step, FILES, state, keep=1, name_prefix="best-")
+    save(tmp_path, 20, 30, 40, keep=2)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"best-00000020", "step-00000030", "step-00000040"}
+    found = checkpoints.best(tmp_path)
+    assert found is not None
+    assert (found.step, found.state) == (20, {"val_loss": 0.4})
+    assert newest_step(tmp_path) == 40
+
+
+def test_a_damaged_best_is_no_best_and_stops_nothing(tmp_path: Path) -> None:
+    flip_a_bit(checkpoints.save(tmp_path, 3, FILES, {}, keep=1, name_prefix="best-"))
+    assert checkpoints.best(tmp_path) is None
+    assert checkpoints.newest(tmp_path) is None

@@ -11,7 +11,7 @@ from slm_core.errors import DatasetError
 from slm_core.prompting.render import Tokenized
 from slm_core.records import TRACKS, Example
 from slm_core.testing.records import make_example
-from slm_core.training.rows import Rows, read_examples, tokenize, verify_files
+from slm_core.training.rows import Row, Rows, read_examples, shorten, tokenize, verify_files
 
 
 def write_split(folder: Path, split: str, examples: list[Example]) -> Path:
@@ -119,3 +119,62 @@ def test_other_tracks_stay_out_and_are_counted() -> None:
 def test_a_row_that_supervises_nothing_is_refused(tokens: Tokenized) -> None:
     with pytest.raises(DatasetError, match="supervises no token"):
         tokenize([make_example()], lambda _: tokens, tracks=TRACKS, max_length=9, too_long="refuse")
+
+
+def make_row(prompt: int, answer: int, after: int = 0) -> Row:
+    """Tokens that say where they stood."""
+    length = prompt + answer + after
+    learned = [False] * prompt + [True] * answer + [False] * after
+    return Row("r", list(range(length)), learned)
+
+
+def test_a_prompt_is_cut_in_its_middle() -> None:
+    assert shorten(make_row(10, 3), 9) == (
+        Row("r", [0, 1, 2, 7, 8, 9, 10, 11, 12], [False] * 6 + [True] * 3),
+        4,
+    )
+
+
+@pytest.mark.parametrize("max_length", range(7, 22))
+def test_no_learned_token_is_ever_cut(max_length: int) -> None:
+    row = make_row(14, 3, after=2)
+    result = shorten(row, max_length)
+    assert result is not None
+    short, cut = result
+    assert (len(short.ids), cut) == (min(19, max_length), max(0, 19 - max_length))
+    assert short.ids[-5:] == row.ids[-5:]
+    assert sum(short.supervised) == 3
+    assert short.ids == sorted(short.ids)
+    assert (short.ids[0], short.ids[-6]) == (0, 13)
+
+
+def test_turns_between_learned_ones_are_not_touched() -> None:
+    learned = [False] * 6 + [True] * 2 + [False] * 8 + [True] * 2
+    row = Row("r", list(range(18)), learned)
+    result = shorten(row, 15)
+    assert result is not None
+    assert result[0].ids == [0, *range(4, 18)]
+    assert shorten(row, 13) is None
+
+
+def test_what_cannot_be_cut_is_no_row() -> None:
+    assert shorten(make_row(10, 5), 7) is not None
+    assert shorten(make_row(10, 5), 6) is None
+
+
+def test_what_was_cut_and_dropped_is_counted() -> None:
+    examples = [
+        make_example(0, completion="ab"),
+        make_example(1, completion="abcde"),
+        make_example(2, completion="abcdefg"),
+    ]
+    rows = tokenize(examples, render, tracks=TRACKS, max_length=10, too_long="drop", shorten_to=8)
+    assert [len(row.ids) for row in rows.rows] == [6, 8]
+    assert (rows.cut_rows, rows.cut_tokens) == (1, 1)
+    assert (rows.too_long, rows.uncuttable) == ([examples[2].id], ())
+    again = tokenize(
+        examples, render, tracks=TRACKS, max_length=100, too_long="refuse", shorten_to=7
+    )
+    assert [len(row.ids) for row in again.rows] == [6, 7]
+    assert (again.cut_rows, again.cut_tokens) == (1, 2)
+    assert (again.too_long, again.uncuttable) == ([], (examples[2].id,))

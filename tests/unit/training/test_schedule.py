@@ -10,12 +10,14 @@ from slm_core.training.schedule import Schedule, chunks, dropout_seed
 
 def make_schedule(rows: int = 10, **changes: Any) -> Schedule:
     values = {"base_model": "nano", "micro_batch": 2, "accumulation": 2, "epochs": 3}
-    return Schedule(rows, TrainingSpec(**(values | changes)))
+    return Schedule([7] * rows, TrainingSpec(**(values | changes)))
 
 
 def test_every_epoch_reads_every_row_once_in_another_order() -> None:
     schedule = make_schedule(rows=10)
-    assert (schedule.steps_per_epoch, schedule.total_steps) == (3, 9)
+    assert schedule.total_steps == 9
+    assert [step for step in range(1, 10) if schedule.ends_epoch(step)] == [3, 6, 9]
+    assert [schedule.epoch(step) for step in (1, 3, 9)] == [pytest.approx(1 / 3), 1.0, 3.0]
     epochs = [
         [row for step in range(first, first + 3) for row in schedule.rows_of(step)]
         for first in (1, 4, 7)
@@ -57,11 +59,21 @@ def test_without_warm_up_the_first_step_has_the_peak() -> None:
 
 
 def test_dropout_seeds_do_not_repeat() -> None:
-    seeds = {dropout_seed(s, step, part) for s in (1, 2) for step in range(50) for part in range(8)}
+    seeds = {dropout_seed(s, step, row) for s in (1, 2) for step in range(50) for row in range(8)}
     assert len(seeds) == 2 * 50 * 8
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_chunks_keep_order_and_the_rest() -> None:
     assert chunks([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
     assert chunks([], 2) == []
+
+
+def test_a_place_in_the_data_survives_a_change_of_step_size() -> None:
+    long, short = make_schedule(rows=10), make_schedule(rows=10, accumulation=1)
+    # 10 rows: steps of 4, 4, 2 before, of 2 after.
+    assert [short.step_at(long.position(step)) for step in range(10)] == [
+        0, 2, 4, 5, 7, 9, 10, 12, 14, 15,
+    ]  # fmt: skip
+    assert long.step_at(short.position(3)) == 1
+    assert long.step_at(short.position(15)) == 9

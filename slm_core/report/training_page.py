@@ -1,0 +1,110 @@
+"""What was trained, as Markdown for the dashboard: figures, attempts with reasons, loss curve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from slm_core.records import Adapter, Attempt, Dataset, TrainingRun
+from slm_core.report.markdown import escape
+
+_POINTS = 40
+"""Points of a loss curve; more do not show."""
+
+
+def training_markdown(
+    trained: Sequence[tuple[Adapter, TrainingRun | None]], dataset: Dataset
+) -> str:
+    """Return one section for each adapter, and what to do next."""
+    sections = [_section(adapter, run, dataset) for adapter, run in trained]
+    commands = [
+        f"`prefect deployment run eval/cep -p adapter_id={adapter.id}`" for adapter, _ in trained
+    ]
+    after = f"## Next\n\nScore it against the teacher: {', then '.join(commands)}."
+    return "\n\n".join([*sections, after]) + "\n"
+
+
+def attempt_rows(attempts: Sequence[Attempt]) -> list[dict[str, str]]:
+    """Return the attempts as rows of a table: what each did, and why it was planned so."""
+    return [
+        {
+            "attempt": str(attempt.number),
+            "steps": f"{attempt.first_step} to {attempt.last_step}",
+            "plan": _plan(attempt),
+            "why this plan": attempt.reason or ("first plan" if number == 0 else "resumed"),
+            "changed by the worker": "; ".join(attempt.recoveries) or "nothing",
+            "ended by": _end(attempt),
+        }
+        for number, attempt in enumerate(attempts)
+    ]
+
+
+def _section(adapter: Adapter, run: TrainingRun | None, dataset: Dataset) -> str:
+    facts = {
+        "base model": adapter.base_model,
+        "tracks": ", ".join(adapter.tracks),
+        "context prefix": adapter.cep_id or "none",
+        "dataset": f"{dataset.id}, {dataset.rows.get('train', 0)} rows to train on and "
+        f"{dataset.rows.get('val', 0)} to validate",
+        "folder": adapter.path,
+    }
+    for name, value in adapter.summary.items():
+        if isinstance(value, str | int | float):
+            facts.setdefault(name.replace("_", " "), _figure(value))
+    parts = [f"## {adapter.id}", _table(("what", "value"), facts.items())]
+    if run is not None and run.attempts:
+        rows = attempt_rows(run.attempts)
+        parts.append(_table(tuple(rows[0]), (tuple(row.values()) for row in rows)))
+    if len(adapter.losses) > 1:
+        parts.append(_curve(adapter))
+    return "\n\n".join(parts)
+
+
+def _curve(adapter: Adapter) -> str:
+    """Return the loss by step as a Mermaid chart, which Prefect draws."""
+    points = adapter.losses[:: -(-len(adapter.losses) // _POINTS)]
+    steps = ", ".join(str(point.step) for point in points)
+    losses = ", ".join(f"{point.loss:.4f}" for point in points)
+    return "\n".join(
+        [
+            "```mermaid",
+            "xychart-beta",
+            '    title "Training loss"',
+            f'    x-axis "step" [{steps}]',
+            '    y-axis "nats per token"',
+            f"    line [{losses}]",
+            "```",
+        ]
+    )
+
+
+def _plan(attempt: Attempt) -> str:
+    plan = attempt.plan
+    said = [
+        f"{plan[name]} {what}"
+        for name, what in (("pass_rows", "rows a pass"), ("max_length", "tokens a row at most"))
+        if name in plan
+    ]
+    if plan.get("gradient_checkpointing"):
+        said.append("gradient checkpointing")
+    if plan.get("quantization", "none") != "none":
+        said.append(str(plan["quantization"]))
+    if (workers := int(plan.get("world_size", 1))) > 1:
+        said.append(f"{workers} workers")
+    return "; ".join([*said, *map(str, plan.get("changes", ()))])
+
+
+def _end(attempt: Attempt) -> str:
+    if attempt.fault is not None:
+        return f"{attempt.fault.kind}: {attempt.fault.message}"
+    return "not yet" if attempt.ended_at is None else "its end"
+
+
+def _figure(value: str | float) -> str:
+    if isinstance(value, str | bool):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *(map(escape, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
