@@ -32,8 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     use_threads(options.shape)
-    rows = make_rows(options.shape)[: 16 * options.steps]
-    rows = rows[: SHAPES[options.shape].micro_batch * 4 * options.steps]
+    rows = make_rows(options.shape)[: SHAPES[options.shape].micro_batch * 4 * options.steps]
     import torch
 
     exact = _reference(options.shape, rows, options.steps, torch.float32)

@@ -153,8 +153,7 @@ class Loop:
     def _take(self, step: int, read: bool) -> StepResult:
         started = time.monotonic()
         numbers = self.schedule.rows_of(step)
-        rows = [self._rows[number] for number in numbers]
-        self._accumulate(step, numbers)
+        supervised = self._accumulate(step, numbers)
         norm = self.passes.clip(self.spec.max_grad_norm)
         finite = torch.isfinite(norm) & torch.isfinite(self.passes.loss_sum)
         self._broken = torch.maximum(self._broken, (~finite).float())
@@ -166,23 +165,26 @@ class Loop:
         self._optimizer.step()
         loss, grad_norm = self._read(step, norm) if read else (None, None)
 
-        tokens, seconds = sum(len(row.ids) for row in rows), time.monotonic() - started
+        tokens = sum(len(self._rows[number].ids) for number in numbers)
+        seconds = time.monotonic() - started
         before = self.counters
         self.counters = Counters(
             step,
             before.tokens + tokens,
-            before.supervised_tokens + supervised_tokens(rows),
+            before.supervised_tokens + supervised,
             before.seconds + seconds,
         )
         epoch = self.schedule.epoch(step)
         stop = self.passes.asked_to_stop
         return StepResult(step, epoch, loss, grad_norm, rate, tokens, seconds, stop)
 
-    def _accumulate(self, step: int, numbers: Sequence[int]) -> None:
+    def _accumulate(self, step: int, numbers: Sequence[int]) -> int:
+        """Leave the gradient of the step; return how many tokens it learned from."""
         seed = self.spec.seed
         rows = [Numbered(self._rows[n], dropout_seed(seed, step, n)) for n in numbers]
         total = supervised_tokens([self._rows[number] for number in numbers])
         self.passes.accumulate(step, rows, total, asked_to_stop=self._asked_to_stop())
+        return total
 
     def _read(self, step: int, norm: Tensor) -> tuple[float, float]:
         """Wait for the step; return loss and gradient norm, which must be finite."""
