@@ -24,7 +24,8 @@ from benchmarks.throughput_rows import NANO_STUDENT, build_model, make_rows, wor
 SHAPE = "1b"
 STEPS, CAPPED_AFTER = 10, 3
 SHARES = (None, 0.85, 0.6, 0.35)
-LADDER_SHARES = (None, 0.6, 0.3, 0.16, 0.1, 0.04)
+LADDER_SHARES = (None, 0.6, 0.16, 0.1, 0.08)
+LONG_PROMPT_WORDS = 240
 
 
 def main() -> None:
@@ -130,7 +131,7 @@ def down_the_ladder() -> list[dict[str, Any]]:
         model = _write_model(home / "model")
         dataset = home / "dataset"
         dataset.mkdir()
-        lines = [example.model_dump_json() + "\n" for example in workload_examples()]
+        lines = [_with_long_prompt(one).model_dump_json() + "\n" for one in workload_examples()]
         (dataset / "train.jsonl").write_text("".join(lines[:64]), encoding="utf-8")
         peak, total = 0, _total_memory()
         for share in LADDER_SHARES:
@@ -217,6 +218,14 @@ def _write_model(folder: Path) -> Path:
     del model
     torch.cuda.empty_cache()
     return folder
+
+
+def _with_long_prompt(example: Any) -> Any:
+    """Return ``example`` with so much said before it that a shorter row cuts the prompt."""
+    *before, asked = example.prompt
+    said = " ".join(f"note {number}" for number in range(LONG_PROMPT_WORDS))
+    longer = asked.model_copy(update={"content": f"{said}. {asked.content}"})
+    return example.model_copy(update={"prompt": (*before, longer)})
 
 
 def _total_memory() -> int:

@@ -91,9 +91,9 @@ def _ours(shape: str, rows: Sequence[TokenRow], steps: int, dtype: Any) -> tuple
     device = torch.device(spec.device)
     student = attach(build_model(shape, attention="sdpa"), spec, device=device, precision=dtype)
     _make_matter(student.trainable)
-    if device.type == "cuda":
-        student.compile()
     loop = Loop(student, [Row(*row) for row in rows], spec, first_plan(spec))
+    if device.type == "cuda":
+        loop.passes.compile()
     losses, first = [], None
     for result in loop.steps():
         losses.append(result.loss)

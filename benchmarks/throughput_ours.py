@@ -104,9 +104,9 @@ def _measure_rank(
     dtype = torch.bfloat16 if about.precision == "bf16" else torch.float32
     base = build_model(shape, attention="sdpa", nf4=spec.quantization == "nf4")
     student = attach(base, spec, device=device, precision=dtype)
-    if spec.compile == "on":
-        student.compile()
     loop = Loop(student, [Row(*row) for row in rows], spec, first_plan(spec), ranks=ranks)
+    if spec.compile == "on":
+        loop.passes.compile()
     steps = setting["steps"]
     if loop.schedule.total_steps < steps:
         raise ValueError(f"The rows give {loop.schedule.total_steps} steps, not {steps}.")

@@ -4,15 +4,17 @@
     python -m benchmarks.train_throughput --shape nano          # two CPU cores
     python -m benchmarks.train_throughput --shape tiny --steps 4  # dry run of every setting
     python -m benchmarks.train_throughput --table results.jsonl # the table of saved results
+    python -m benchmarks.train_throughput --shape 1b --check    # and is the result right?
 
 Each setting runs in a process of its own, one after the other, and appends one JSON line to
 ``--out``; a setting that fails or runs out of time leaves its error there. ``--only`` takes
-parts of names, such as ``ours`` or ``"trl bfd, flex"``. The peer needs ``pip install
+names, or parts of them, such as ``ours``. The peer needs ``pip install
 trl==1.16.0`` (and bitsandbytes for QLoRA) beside this project, in an environment of its own if
 need be: ``--python`` names the interpreter that runs the peer's settings.
 
 A speed counts real tokens of the second half of the steps, with the device idle at both ends.
 Losses and gradient norms are checked to be finite, and every line holds a hash of the rows.
+``--check`` ends with ``throughput_check``: losses and gradients against an unpacked reference.
 """
 
 from __future__ import annotations
@@ -155,6 +157,11 @@ def _shared(setting: dict[str, Any], shape: str, gpus: int, *, weak: bool) -> di
     return setting | {"world_size": gpus, "spec": spec}
 
 
+def _meant(given: str, name: str, names: Sequence[str]) -> bool:
+    """Whether ``given`` means ``name``: a whole name means itself alone, a part all that have it."""
+    return given == name if given in names else given in name
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
@@ -175,6 +182,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--python", help="interpreter for the peer's settings")
     parser.add_argument("--out", type=Path, help="file that gets one JSON line per setting")
+    parser.add_argument("--check", action="store_true", help="compare with a reference at the end")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     parser.add_argument("--table", type=Path, help="print the table of a file made by --out")
     parser.add_argument("--world-size", type=int, default=1, help=argparse.SUPPRESS)
@@ -193,7 +201,9 @@ def main() -> None:
         print(table([json.loads(line) for line in lines]))
         return
     names = [name for side in SIDES for name in settings_of(side, options.shape, None)]
-    wanted = [n for n in names if not options.only or any(part in n for part in options.only)]
+    wanted = [
+        n for n in names if not options.only or any(_meant(o, n, names) for o in options.only)
+    ]
     if options.list or not wanted:
         print("\n".join(names))
         return
@@ -215,7 +225,10 @@ def main() -> None:
         print(table([result]).splitlines()[-1], flush=True)
         if "error" in result:
             print(result["error"], file=sys.stderr, flush=True)
-    print(f"\n{table(results)}")
+    print(f"\n{table(results)}", flush=True)
+    if options.check:
+        check = [sys.executable, "-m", "benchmarks.throughput_check", "--shape", options.shape]
+        sys.exit(subprocess.run(check, cwd=ROOT, check=False).returncode)
 
 
 if __name__ == "__main__":

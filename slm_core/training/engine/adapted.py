@@ -9,6 +9,7 @@ of ``dropout.py``. Layers that read the same tensor share its mask.
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,35 +20,118 @@ from torch.nn.functional import linear
 from slm_core.training.engine.dropout import TokenKeys, dropped, feature_keys
 
 _ADAPTER = "default"
+_COLUMN_MULTIPLE = 64
+"""Rows of the joined matrix begin at addresses that the matrix units like."""
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class _Siblings:
-    """LoRA layers that read one tensor: the first computes the inner products of all.
-
-    One wide product instead of several narrow ones reads the input once.
-    """
+    """LoRA layers that read one tensor: the first computes the outputs of all."""
 
     def __init__(self, layers: list[Any], rate: float, keys: TokenKeys) -> None:
         self.layers = layers
-        self.rate = rate
-        self.keys = keys
         self.ready: list[Tensor] = []
+        self._rate = rate
+        self._keys = keys
+        self._ranks = [len(layer.lora_A[_ADAPTER].weight) for layer in layers]
+        self._joined = False
 
-    def inner(self, number: int, x: Tensor) -> Tensor:
-        """Return ``x`` after dropout times the A matrix of layer ``number``, and its scale."""
+    def output(self, number: int, x: Tensor) -> Tensor:
+        """Return the output of layer ``number`` for the input that all of them read."""
         if number == 0:
-            down = [layer.lora_A[_ADAPTER].weight * _scale(layer) for layer in self.layers]
-            first = self.layers[0]
-            if first.training and self.rate > 0:
-                assert self.keys.tensor is not None
-                x = dropped(x, self.keys.tensor, first.slm_features, self.rate)
-            products = linear(x, torch.cat(down).to(x.dtype))
-            self.ready = list(products.split([len(a) for a in down], dim=-1))
+            self.ready = self._outputs(x)
         mine = self.ready[number]
         if number == len(self.layers) - 1:
             self.ready = []
         return mine
+
+    def join(self) -> None:
+        """Lay the base matrices and the B matrices into one matrix, where they can be.
+
+        An update of its own reads and writes every output of a layer once more, which on a GPU
+        takes longer than its arithmetic. As further columns of the base matrix it costs next to
+        nothing. The base weights become views, so that nothing is kept twice.
+        """
+        bases = [layer.base_layer for layer in self.layers]
+        if any(type(base) is not nn.Linear for base in bases):
+            return
+        rows, width = sum(len(base.weight) for base in bases), bases[0].in_features
+        columns = -(-sum(self._ranks) // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE
+        joined = bases[0].weight.new_zeros(rows, width + columns)
+        row = 0
+        for base in bases:
+            part = joined[row : row + len(base.weight), :width]
+            part.copy_(base.weight.detach())
+            base.weight.data = part
+            row += len(base.weight)
+        first = self.layers[0]
+        first.register_buffer("slm_joined", joined, persistent=False)
+        if any(base.bias is not None for base in bases):
+            bias = [joined.new_zeros(len(b.weight)) if b.bias is None else b.bias for b in bases]
+            first.register_buffer("slm_bias", torch.cat(bias).detach(), persistent=False)
+        else:
+            first.slm_bias = None
+        self._joined = True
+
+    def updates(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, for each B matrix, its place in the joined matrix and what belongs there."""
+        if not self._joined:
+            return
+        joined = self.layers[0].slm_joined
+        row, column = 0, self.layers[0].in_features
+        for layer, rank in zip(self.layers, self._ranks, strict=True):
+            up = layer.lora_B[_ADAPTER].weight
+            yield joined[row : row + len(up), column : column + rank], up
+            row, column = row + len(up), column + rank
+
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        down = [layer.lora_A[_ADAPTER].weight * _scale(layer) for layer in self.layers]
+        ups = [layer.lora_B[_ADAPTER].weight for layer in self.layers]
+        first = self.layers[0]
+        if self._joined:
+            empty = first.slm_joined.shape[1] - first.in_features - sum(self._ranks)
+            down.append(down[0].new_zeros(empty, first.in_features))
+        dry = x
+        if first.training and self._rate > 0:
+            assert self._keys.tensor is not None
+            dry = dropped(x, self._keys.tensor, first.slm_features, self._rate)
+        inner = linear(dry, torch.cat(down).to(x.dtype))
+        if self._joined:
+            out = _JoinedProduct.apply(x, inner, first.slm_joined, first.slm_bias, *ups)
+            return list(out.split([len(up) for up in ups], dim=-1))
+        return [
+            _base(layer.base_layer, x) + linear(part, up.to(x.dtype))
+            for layer, part, up in zip(
+                self.layers, inner.split(self._ranks, dim=-1), ups, strict=True
+            )
+        ]
+
+
+class _JoinedProduct(torch.autograd.Function):
+    """[x, inner] @ [W, B]' of layers that read one x; W is frozen, B is in the joined matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, inner: Tensor, joined: Tensor, bias: Tensor | None, *ups: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(inner, joined)
+        ctx.layout = (x.shape[-1], [tuple(up.shape) for up in ups], ups[0].dtype)
+        return linear(torch.cat([x, inner], dim=-1), joined, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        inner, joined = ctx.saved_tensors
+        width, shapes, dtype = ctx.layout
+        slope = slopes[0]
+        below = slope @ joined
+        # Of every output with every inner feature; those of other layers are not asked for.
+        pairs = slope.flatten(0, -2).t() @ inner.flatten(0, -2)
+        row = column = 0
+        own: list[Tensor] = []
+        for rows, rank in shapes:
+            own.append(pairs[row : row + rows, column : column + rank].to(dtype))
+            row, column = row + rows, column + rank
+        return below[..., :width], below[..., width:], None, None, *own
 
 
 def forget_inner(model: nn.Module) -> None:
@@ -58,8 +142,19 @@ def forget_inner(model: nn.Module) -> None:
             siblings.ready = []
 
 
-def take_over(model: nn.Module, rate: float, keys: TokenKeys) -> None:
-    """Let every LoRA layer of ``model`` run the forward pass below."""
+def take_over(
+    model: nn.Module, decoder: nn.Module, rate: float, keys: TokenKeys, *, join: bool
+) -> None:
+    """Let every LoRA layer of ``model`` run the forward pass below.
+
+    Args:
+        model: the whole model.
+        decoder: its part that holds all layers; B is brought up to date whenever it is called.
+        rate: of the dropout.
+        keys: hashes of the tokens of the present pass.
+        join: lay base and B matrices into one; not for weights that move, as sharded ones do.
+    """
+    groups: list[_Siblings] = []
     found = {
         name: layer
         for name, layer in model.named_modules()
@@ -67,10 +162,11 @@ def take_over(model: nn.Module, rate: float, keys: TokenKeys) -> None:
     }
     for path in sorted({name.rpartition(".")[0] for name in found}):
         own = {n.rpartition(".")[2]: m for n, m in found.items() if n.rpartition(".")[0] == path}
-        groups = [g for g in _SAME_INPUT if all(n in own for n in g)]
-        alone = [(n,) for n in own if not any(n in g for g in groups)]
-        for group in [*groups, *alone]:
+        together = [g for g in _SAME_INPUT if all(n in own for n in g)]
+        alone = [(n,) for n in own if not any(n in g for g in together)]
+        for group in [*together, *alone]:
             siblings = _Siblings([own[n] for n in group], rate, keys)
+            groups.append(siblings)
             first: Any = siblings.layers[0]
             features = feature_keys(f"{path}.{group[0]}", first.in_features)
             device = first.lora_A[_ADAPTER].weight.device
@@ -80,6 +176,18 @@ def take_over(model: nn.Module, rate: float, keys: TokenKeys) -> None:
                 layer.slm_siblings = siblings
                 layer.slm_number = number
                 layer.forward = types.MethodType(_forward, layer)
+            if join:
+                siblings.join()
+    decoder.register_forward_pre_hook(lambda *_: _refresh(groups))
+
+
+@torch.no_grad()
+def _refresh(groups: Sequence[_Siblings]) -> None:
+    """Bring the joined matrices up to date with what the optimizer made of B."""
+    pairs = [pair for group in groups for pair in group.updates()]
+    if pairs:
+        places, values = zip(*pairs, strict=True)
+        torch._foreach_copy_(list(places), list(values))
 
 
 def _is_quantized_lora(layer: nn.Module) -> bool:
@@ -91,8 +199,7 @@ def _scale(layer: Any) -> float:
 
 
 def _forward(self: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    inner = self.slm_siblings.inner(self.slm_number, x)
-    return _base(self.base_layer, x) + linear(inner, self.lora_B[_ADAPTER].weight.to(x.dtype))
+    return self.slm_siblings.output(self.slm_number, x)
 
 
 def _flatten_statistics(layer: Any) -> None:

@@ -184,7 +184,7 @@ def _prepare(loop: Loop, student: Student, rows: list[Row]) -> None:
     if spec.compile == "on" or (
         spec.compile == "auto" and left * spec.accumulation >= _PASSES_WORTH_COMPILING
     ):
-        student.compile()
+        loop.passes.compile()
     # The longest rows, and as many as the largest pass of the run can hold.
     longest = sorted(rows, key=lambda row: len(row.ids), reverse=True)
     largest = max(spec.pass_tokens // max(1, len(longest[0].ids)), spec.micro_batch)

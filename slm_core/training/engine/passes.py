@@ -47,6 +47,8 @@ class Passes:
         self.on_recovery: OnRecovery | None = None
         self.on_pass: Callable[[], None] = lambda: None
         self.asked_to_stop = False
+        self.one_length = False
+        """Fill every pass up to what the plan allows, for layers compiled for one length."""
         self._student = student
         self._spec = spec
         self._ranks = ranks
@@ -64,6 +66,11 @@ class Passes:
             parameter.grad = view
         if plan.gradient_checkpointing:
             student.use_checkpointing()
+
+    def compile(self) -> None:
+        """Compile the student's layers: for one length where the rows of a step fill it."""
+        self.one_length = self._spec.packing and self._spec.batching == "tokens"
+        self._student.compile(one_length=self.one_length)
 
     @property
     def loss_sum(self) -> Tensor:
@@ -186,6 +193,8 @@ class Passes:
         if not self._spec.packing:
             return padded(rows, device)
         multiple = _GPU_MULTIPLE if device.type == "cuda" else 1
+        if self.one_length:
+            multiple = self.plan.pass_tokens
         # Rows for validation may be longer than any that is trained on.
         longest = max(self._longest, max(row.tokens for row in rows))
         return packed(rows, device, longest=longest, multiple=multiple)
@@ -200,8 +209,7 @@ class Passes:
                 raise
             # The traceback keeps every tensor of the pass alive until this function returns.
             return False
-        for view, gradient in zip(self._views, gradients, strict=True):
-            view.add_(gradient)
+        torch._foreach_add_(self._views, gradients)
         self._loss += loss.detach()
         return True
 

@@ -34,9 +34,10 @@ class Student:
         self.precision = precision
         self.keys = TokenKeys()
         base = cast(Any, model.get_base_model())
-        self._decoder: Any = getattr(base, base.base_model_prefix)
+        self.decoder: Any = getattr(base, base.base_model_prefix)
         self._head: Any = base.get_output_embeddings()
         self._checkpointing = False
+        self._one_length = False
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -46,7 +47,7 @@ class Student:
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, in order."""
-        return self._decoder.layers
+        return self.decoder.layers
 
     @property
     def checkpointing(self) -> bool:
@@ -65,13 +66,16 @@ class Student:
         self.keys.tensor = batch.keys
         borders: dict[str, Any] = {}
         if batch.borders is not None:
+            if self._one_length:
+                # Passes of one length still hold more rows or fewer.
+                torch._dynamo.mark_dynamic(batch.borders.bounds, 0)
             borders = {
                 "segment_bounds": batch.borders.bounds,
                 "segment_longest": batch.borders.longest,
             }
         # The mask stays away: padding is on the right, where no real token looks, and the
         # borders keep packed rows apart. A cache would make transformers forget borders.
-        return self._decoder(
+        return self.decoder(
             input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **borders
         )[0]
 
@@ -88,10 +92,10 @@ class Student:
         """From now on recompute activations; needs less memory and a third more time."""
         # Dropout here has no generator whose state would have to be kept.
         options = {"use_reentrant": False, "preserve_rng_state": False}
-        if hasattr(self._decoder, "activation_checkpointing_enable"):
-            self._decoder.activation_checkpointing_enable(options)
+        if hasattr(self.decoder, "activation_checkpointing_enable"):
+            self.decoder.activation_checkpointing_enable(options)
         else:  # transformers before 5.20
-            self._decoder.gradient_checkpointing_enable(options)
+            self.decoder.gradient_checkpointing_enable(options)
         self._checkpointing = True
 
     def shard(self) -> None:
@@ -107,13 +111,18 @@ class Student:
         for layer in self.layers:
             fully_shard(layer, ignored_params=own & set(layer.parameters()))
         # The root fetches the next layer while one computes. Embedding and norm stay whole.
-        rest = set(self._decoder.parameters()) - inside
-        fully_shard(self._decoder, ignored_params=own | rest)
+        rest = set(self.decoder.parameters()) - inside
+        fully_shard(self.decoder, ignored_params=own | rest)
 
-    def compile(self, *, dynamic: bool = True) -> None:
-        """Compile the decoder layers, each by itself: they share the code, so one is paid."""
+    def compile(self, *, one_length: bool = False) -> None:
+        """Compile the decoder layers, each by itself: they share the code, so one is paid.
+
+        ``one_length``: passes are all of the same length, and a layer need not be compiled for
+        every length that there may be, which takes four times as long.
+        """
         for layer in self.layers:
-            layer.compile(dynamic=dynamic)
+            layer.compile(dynamic=None if one_length else True)
+        self._one_length = one_length
         compile_loss()
 
 
@@ -179,7 +188,9 @@ def attach(
     base.set_attn_implementation(attention.NAME)
     student = Student(cast(PeftModel, model), device, precision)
     expected = _scores(student)
-    take_over(model, spec.lora_dropout, student.keys)
+    # Sharding moves each weight by itself; on a CPU there is nothing to gain.
+    join = device.type == "cuda" and not spec.shard
+    take_over(model, student.decoder, spec.lora_dropout, student.keys, join=join)
     _check_forward(student, expected)
     return student
 
