@@ -15,8 +15,10 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.throughput_rows import NANO_STUDENT, build_model, make_rows, workload_examples
@@ -33,35 +35,37 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--skip-ladder", action="store_true")
     options = parser.parse_args()
-    results = in_the_middle()
-    if not options.skip_ladder:
-        results += down_the_ladder()
-    if options.out:
-        options.out.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
+    results = chain(in_the_middle(), () if options.skip_ladder else down_the_ladder())
+    for result in results:
+        if options.out:  # at once: the machine may be gone before the last one is done
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
 
 
-def in_the_middle() -> list[dict[str, Any]]:
+def in_the_middle() -> Iterator[dict[str, Any]]:
     """Tighten the cap after step 3 of 10."""
-    print("| cap of the peak | rungs | steps lost | added time, steps | largest loss difference |")
-    print("|--:|---|--:|--:|--:|")
-    found: list[dict[str, Any]] = []
+    print("| cap of the peak | rungs | steps lost | its step | a later step | loss difference |")
+    print("|--:|---|--:|--:|--:|--:|")
+    first: dict[str, Any] = {}
     peak = 0.0
     for share in SHARES:
         result = _train_capped(share, peak)
         peak = peak or result["peak_gib"]
-        first = found[0] if found else result
+        first = first or result
         pairs = zip(result["losses"], first["losses"], strict=True)
         result["loss_difference"] = max(abs(a - b) for a, b in pairs)
-        usual = sorted(first["seconds"][1:])[len(first["seconds"]) // 2]
-        result["added_steps"] = (sum(result["seconds"][3:]) - sum(first["seconds"][3:])) / usual
-        found.append(result)
+        usual = median(first["seconds"][CAPPED_AFTER:])
+        # In usual steps: the one in which memory ran out, and those after it, in smaller passes.
+        result["step_of_error"] = result["seconds"][CAPPED_AFTER] / usual
+        result["later_step"] = median(result["seconds"][CAPPED_AFTER + 1 :]) / usual
         rungs = ", ".join(result["rungs"]) or "none"
         print(
             f"| {share or 'none'} | {rungs} | {STEPS - result['steps']} | "
-            f"{result['added_steps']:+.2f} | {result['loss_difference']:.1e} |",
+            f"{result['step_of_error']:.2f} | {result['later_step']:.2f} | "
+            f"{result['loss_difference']:.1e} |",
             flush=True,
         )
-    return found
+        yield result
 
 
 def _train_capped(share: float | None, peak_gib: float) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def _train_capped(share: float | None, peak_gib: float) -> dict[str, Any]:
     }
 
 
-def down_the_ladder() -> list[dict[str, Any]]:
+def down_the_ladder() -> Iterator[dict[str, Any]]:
     """Train whole runs under tighter and tighter caps."""
     import shutil
 
@@ -125,7 +129,6 @@ def down_the_ladder() -> list[dict[str, Any]]:
 
     print("\n| cap, MiB | ended | in the worker | by the parent | attempts | last loss |")
     print("|--:|---|---|---|--:|--:|")
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         model = _write_model(home / "model")
@@ -176,7 +179,6 @@ def down_the_ladder() -> list[dict[str, Any]]:
                 "attempts": len(attempts),
                 "last_loss": loss,
             }
-            found.append(result)
             said = "" if loss is None else f"{loss:.4f}"
             print(
                 f"| {result['cap_mib'] or 'none'} | {ended} | {_counted(result['recoveries'])} | "
@@ -184,7 +186,7 @@ def down_the_ladder() -> list[dict[str, Any]]:
                 flush=True,
             )
             shutil.rmtree(run)
-    return found
+            yield result
 
 
 def _write_model(folder: Path) -> Path:

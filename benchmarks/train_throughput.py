@@ -158,7 +158,7 @@ def _shared(setting: dict[str, Any], shape: str, gpus: int, *, weak: bool) -> di
 
 
 def _meant(given: str, name: str, names: Sequence[str]) -> bool:
-    """Whether ``given`` means ``name``: a whole name means itself alone, a part all that have it."""
+    """Whether ``given`` means ``name``: a whole name means itself, a part all that have it."""
     return given == name if given in names else given in name
 
 
