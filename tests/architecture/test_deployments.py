@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from slm_core.local_stack.prefect_api import POOL, QUEUES
+from slm_core.local_stack.prefect_api import POOLS
+from tasks.deploy import read_pools
 
 ROOT = Path(__file__).parents[2]
+DECLARED = read_pools(ROOT)
 PREFECT: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS: list[dict[str, Any]] = PREFECT["deployments"]
 
@@ -46,8 +48,13 @@ def test_every_deployment_is_of_a_flow_and_in_the_table() -> None:
 def test_a_deployment_is_described_tagged_and_queued(deployment: dict[str, Any]) -> None:
     assert deployment["description"]
     assert deployment["tags"]
-    assert deployment["work_pool"]["name"] == POOL
-    assert deployment["work_pool"]["work_queue_name"] in QUEUES
+    pool = deployment["work_pool"]
+    assert pool["work_queue_name"] in DECLARED[pool["name"]].queues
+
+
+def test_the_local_stack_has_a_worker_for_each_pool() -> None:
+    assert POOLS.keys() == DECLARED.keys()
+    assert {name: pool.concurrency_limit for name, pool in DECLARED.items()} == POOLS
 
 
 def test_a_schedule_paused_on_call_stays_paused() -> None:
