@@ -70,7 +70,7 @@ def comparison_png(comparison: Comparison) -> bytes:
         (track, [one for one in comparison.approaches if one.result.track == track])
         for track in TRACKS
     ]
-    shown = [(track, found) for track, found in scored if found]
+    shown = [one for one in scored if one[1]]
     most = max((len(found) for _, found in shown), default=1)
     figure, axes = _panels(len(shown), width=7.4, height=1.2 + 0.42 * most)
     for axis, (track, found) in zip(axes, shown, strict=False):
