@@ -15,12 +15,8 @@ from slm_core.presets import EvalPreset, RetrainPreset, TrainPreset
 from slm_core.records import TRACKS
 
 ROOT = Path(__file__).parents[2]
-ENTRYPOINTS = sorted(
-    {
-        one["entrypoint"]
-        for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    }
-)
+DECLARED = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+ENTRYPOINTS = sorted({one["entrypoint"] for one in DECLARED})
 
 
 def load(entrypoint: str) -> Flow[..., Any]:
