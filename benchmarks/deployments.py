@@ -308,9 +308,7 @@ def main() -> None:
     )
     overheads = [one.overhead for one in results if one.overhead is not None]
     if overheads:
-        say(
-            f"Overhead of Prefect: median {median(overheads):.1f} s, at most {max(overheads):.1f} s."
-        )
+        say(f"Overhead: median {median(overheads):.1f} s, at most {max(overheads):.1f} s.")
     red = [f"{one.name}: {one.state}: {one.message}" for one in results if not green(one)]
     if red:
         raise SystemExit("not green:\n" + "\n".join(red))
