@@ -7,6 +7,7 @@ Run again, it changes only what differs. What was paused on call stays paused. N
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def job_template(project: Path, pool: Pool, kind: PoolType) -> dict[str, Any]:
 
 
 def deploy(project: Path, types: Mapping[str, PoolType], say: Say) -> None:
-    """Create or update pools, queues and deployments of the project.
+    """Create or update pools, queues, deployments and automations of the project.
 
     Args:
         project: folder with ``prefect.yaml`` and ``deployments/``.
@@ -96,6 +97,7 @@ def deploy(project: Path, types: Mapping[str, PoolType], say: Say) -> None:
     except PrefectHTTPStatusError as error:
         raise _refused(url, error.response) from error
     _deploy_flows(project, say)
+    _reconcile_automations(say)
 
 
 def _refused(url: str, response: httpx.Response) -> StackError:
@@ -206,6 +208,28 @@ def _deploy_flows(project: Path, say: Say) -> None:
         raise StackError(f"prefect deploy failed:\n{result.stdout}{result.stderr}")
     count = len(yaml.safe_load((project / "prefect.yaml").read_text())["deployments"])
     say(f"deployments: {count} registered, version {__version__}")
+
+
+def _reconcile_automations(say: Say) -> None:
+    """Make the automations of the server those that ``tasks`` declares, as far as it does."""
+    automations = _module("tasks._automations")
+    if automations is None:
+        return
+    try:
+        declared = [*automations.crash_automations()]
+    except ObjectNotFound:
+        say("automations: left as they are, for resume/run is not deployed")
+        return
+    notifications = _module("tasks._notifications")
+    if notifications is not None:
+        address = getattr(Settings.from_env(), "notify_url", None)
+        declared += notifications.notification_automations(address)
+    automations.reconcile(declared)
+    say(f"automations: {len(declared)} in place")
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def _main(
