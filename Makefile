@@ -13,7 +13,7 @@ PYTEST  := $(PYTHON) -m pytest
 STACK   := $(PYTHON) -m slm_core.local_stack
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-gpu check format up down status lock clean
+.PHONY: help install demo demo-short test test-gpu check format up down status deploy lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,9 @@ down: $(READY) ## Stop what `make up` started; data and logs stay
 
 status: $(READY) ## Show what runs
 	$(STACK) status
+
+deploy: $(READY) ## Make the server of PREFECT_API_URL know pools and deployments (GPU=docker, CPU=docker)
+	$(PYTHON) -m tasks.deploy $(if $(GPU),--gpu $(GPU)) $(if $(CPU),--cpu $(CPU))
 
 lock: $(READY) ## Write the versions in .venv to constraints.txt
 	{ sed -n '/^#/p' constraints.txt; $(VENV)/bin/pip freeze --exclude-editable \

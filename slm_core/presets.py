@@ -28,10 +28,20 @@ class TestSetSpec(BaseModel):
 
     path: str | None = None
     """JSON Lines file of examples with certain answers; None makes the synthetic test set."""
+    berkeley: str | None = None
+    """Folder with the data of the Berkeley Function-Calling Leaderboard, in place of ``path``;
+    ``sample`` takes a handful of questions in its format that ship with SLM Swap and are no part
+    of the leaderboard."""
     rows_per_track: int = Field(default=200, ge=1)
     """Size of the synthetic test set."""
     seed: int = 1000
     """Of the synthetic test set."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.berkeley is not None:
+            raise ValueError("give path or berkeley, not both")
+        return self
 
 
 class EvalSpec(BaseModel):
@@ -149,6 +159,14 @@ NANO = RetrainSpec(
 )
 
 EVAL_CEP = _NANO_EVAL
+EVAL_BERKELEY = _NANO_EVAL.model_copy(
+    update={
+        "test_set": TestSetSpec(berkeley="sample"),
+        "report": ReportSpec(
+            title="Sample in Berkeley's format: questions of our own, not the leaderboard's"
+        ),
+    }
+)
 EVAL_BASELINE = _NANO_EVAL.model_copy(
     update={
         "cep": None,
@@ -272,7 +290,7 @@ TrainPreset = Literal[
     "targeted",
     "nano",
 ]
-EvalPreset = Literal["cep", "baseline"]
+EvalPreset = Literal["cep", "baseline", "berkeley"]
 
 RETRAIN_PRESETS: dict[RetrainPreset, RetrainSpec] = {"nano": NANO}
 TRAIN_PRESETS: dict[TrainPreset, TrainSpec] = {
@@ -286,4 +304,8 @@ TRAIN_PRESETS: dict[TrainPreset, TrainSpec] = {
     "targeted": TARGETED,
     "nano": TrainSpec(training=NANO.training, dataset=NANO.dataset),
 }
-EVAL_PRESETS: dict[EvalPreset, EvalSpec] = {"cep": EVAL_CEP, "baseline": EVAL_BASELINE}
+EVAL_PRESETS: dict[EvalPreset, EvalSpec] = {
+    "cep": EVAL_CEP,
+    "baseline": EVAL_BASELINE,
+    "berkeley": EVAL_BERKELEY,
+}

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect.artifacts import create_table_artifact
 
 from slm_core.dataset import DatasetSpec, build
 from slm_core.dataset.files import replace_file
@@ -10,6 +16,11 @@ from slm_core.presets import TestSetSpec, TrainSpec
 from slm_core.records import TRACKS, Call, Claim, ClaimState, Dataset, Example
 from tasks._progress import progress
 from tasks._wiring import current_settings, opened_store, run_folder, step
+
+if TYPE_CHECKING:
+    from slm_core.dataset.berkeley import BerkeleyRows
+
+log = logging.getLogger(__name__)
 
 
 @step("build the dataset")
@@ -91,12 +102,66 @@ def make_test_set(spec: TestSetSpec) -> Path:
         return Path(spec.path)
     folder = current_settings().home / "test-sets"
     folder.mkdir(parents=True, exist_ok=True)
+    if spec.berkeley is not None:
+        return _berkeley(spec.berkeley, folder)
     path = folder / f"synthetic-{spec.seed}-{spec.rows_per_track}.jsonl"
     cases: list[Example] = [
         case for track in TRACKS for case in generate(spec.seed, spec.rows_per_track, "test", track)
     ]
     write_test_set(cases, path)
     return path
+
+
+def _berkeley(source: str, folder: Path) -> Path:
+    """Write the test set that the leaderboard's files give, and show what they do not."""
+    from slm_core.dataset.berkeley import load_berkeley
+    from slm_core.dataset.test_sets import gold_id, write_test_set
+    from slm_core.testing.berkeley_sample import SAMPLE
+
+    rows = load_berkeley(SAMPLE if source == "sample" else source)
+    path = folder / f"berkeley-{gold_id(rows.examples)}.jsonl"
+    write_test_set(rows.examples, path)
+    reasons = Counter(one.reason.value for one in rows.left_out)
+    replace_file(_left_out_file(path), json.dumps(reasons))
+    log.info("berkeley rows read used=%d left_out=%d", len(rows.examples), len(rows.left_out))
+    try:
+        what = "our own sample, not the leaderboard" if source == "sample" else source
+        create_table_artifact(
+            _berkeley_table(rows), key="berkeley-rows", description=f"Rows of {what}"
+        )
+    except Exception as error:
+        # The test set is written; not showing what it lacks undoes nothing.
+        log.warning("berkeley rows not shown error=%s", type(error).__name__)
+    return path
+
+
+def _berkeley_table(rows: BerkeleyRows) -> list[dict[str, object]]:
+    counts = Counter((one.domain, one.track, "used") for one in rows.examples)
+    counts += Counter((one.category, one.track, one.reason.value) for one in rows.left_out)
+    examples = {
+        (one.category, one.track, one.reason.value): f"{one.row_id} {one.detail}".strip()
+        for one in reversed(rows.left_out)
+    }
+    return [
+        {
+            "category": category,
+            "track": track,
+            "what": what,
+            "rows": count,
+            "for example": examples.get((category, track, what), ""),
+        }
+        for (category, track, what), count in sorted(counts.items())
+    ]
+
+
+def _left_out_file(test_set: Path) -> Path:
+    return test_set.with_suffix(".left-out.json")
+
+
+def read_left_out(test_set: Path) -> dict[str, int] | None:
+    """Return reason to count of the rows that were not usable; None where all were made here."""
+    file = _left_out_file(test_set)
+    return json.loads(file.read_bytes()) if file.exists() else None
 
 
 def read_questions(test_set: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from slm_core.errors import MissingDependency
 from slm_core.evaluation import Arm, evaluate
 from slm_core.presets import EvalSpec
 from slm_core.prompting.prefix import Variant, get_prefix
-from slm_core.records import Adapter, ArmName, Evaluation, Metric, utc_now
+from slm_core.records import Adapter, ArmName, Comparison, Evaluation, Metric, utc_now
 from slm_core.tracing import RunTrace
 from tasks._progress import progress
 from tasks._wiring import current_settings, opened_store, step
@@ -60,6 +60,22 @@ def evaluate_arms(
         began = ended[arm.name]
     with opened_store() as store:
         return store.evaluations.save(evaluation)
+
+
+@step("compare the approaches")
+def compare_stored(evaluation_ids: tuple[str, ...], test_set_id: str | None) -> Comparison | None:
+    """Put approaches of the stored evaluations side by side; None while there is none.
+
+    Without ids, the newest evaluation of each approach is taken.
+    """
+    from slm_core.evaluation.approaches import compare_approaches
+
+    with opened_store() as store:
+        if evaluation_ids:
+            found = [store.evaluations.get(one) for one in dict.fromkeys(evaluation_ids)]
+        else:
+            found = store.evaluations.list()
+    return compare_approaches(found, test_set_id) if found else None
 
 
 def _arm(name: ArmName, spec: EvalSpec, adapter: Adapter | None) -> Arm:

@@ -12,7 +12,9 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
+from slm_core.records import Comparison
 from slm_core.report import ReportInput, ReportPaths, ReportSpec, arms_table, write_report
+from slm_core.report.approaches import ComparisonPaths, comparison_table, write_comparison
 from tasks._wiring import step
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,41 @@ def publish_report(report: ReportInput, out_dir: Path, spec: ReportSpec) -> Repo
         # The files are written and the adapter may be live: not showing them undoes neither.
         log.warning("report not shown in the dashboard error=%s", type(error).__name__)
     return paths
+
+
+@step("publish the comparison")
+def publish_comparison(comparison: Comparison, out_dir: Path) -> ComparisonPaths:
+    """Write the comparison and show it in the run: text, table, plot, link to the numbers."""
+    paths = write_comparison(comparison, out_dir)
+    try:
+        _show_comparison(comparison, paths)
+    except Exception as error:
+        # The files are written; not showing them undoes nothing.
+        log.warning("comparison not shown in the dashboard error=%s", type(error).__name__)
+    return paths
+
+
+def _show_comparison(comparison: Comparison, paths: ComparisonPaths) -> None:
+    from slm_core.report.plots import comparison_png, data_uri
+
+    create_markdown_artifact(
+        paths.markdown.read_text(encoding="utf-8"),
+        key="comparison",
+        description="Approaches side by side, with differences and what was left out",
+    )
+    create_table_artifact(
+        comparison_table(comparison),
+        key="approaches",
+        description=f"Strict scores on {comparison.test_set_id}",
+    )
+    create_image_artifact(
+        data_uri(comparison_png(comparison)),
+        key="approaches-plot",
+        description="F1 of every approach with its 95 % interval",
+    )
+    create_link_artifact(
+        paths.csv.resolve().as_uri(), key="comparison-csv", link_text="comparison.csv on the worker"
+    )
 
 
 def _show(report: ReportInput, paths: ReportPaths) -> None:

@@ -127,14 +127,14 @@ def teacher_part(site: Site, model: Path) -> Part:
     )
 
 
-def worker_part(site: Site, queue: str) -> Part:
-    name = f"worker-{queue}"
-    limit = prefect_api.QUEUES[queue]
+def worker_part(site: Site, pool: str) -> Part:
+    """Return the worker of a pool. It serves every queue, the most urgent one first."""
+    name = f"worker-{pool}"
+    limit = prefect_api.POOLS[pool]
     limits = ["--limit", str(limit)] if limit else []
-    queues = ["--pool", prefect_api.POOL, "--work-queue", queue]
     return Part(
         name,
-        _prefect("worker", "start", "--name", name, "--type", "process", *queues, *limits),
+        _prefect("worker", "start", "--name", name, "--type", "process", "--pool", pool, *limits),
         environment=site.environment()
         | _teacher_variables(site)
         | {
@@ -145,14 +145,14 @@ def worker_part(site: Site, queue: str) -> Part:
             "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(site.settings.home / "results"),
         },
         cwd=site.project,
-        ready=lambda worker: prefect_api.is_online(site.api_url, name, since=worker.started),
+        ready=lambda worker: prefect_api.is_online(site.api_url, pool, name, since=worker.started),
         timeout_seconds=60,
     )
 
 
 def deploy_command() -> list[str]:
-    """Return the command that registers every deployment of the project's prefect.yaml."""
-    return _prefect("--no-prompt", "deploy", "--all")
+    """Return the command that makes the server know pools, queues and deployments."""
+    return [sys.executable, "-m", "tasks.deploy"]
 
 
 def _teacher_variables(site: Site) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Start, inspect and stop the local stack; a part that died is started again.
 
 Parts, in order: PostgreSQL, the Prefect server, the demo teacher (only when no teacher is
-configured) and one worker per queue. They outlive the command that starts them, listen on
+configured) and one worker per pool. They outlive the command that starts them, listen on
 127.0.0.1 only, and keep their state and logs under ``SLM_HOME/stack``.
 """
 
@@ -26,7 +26,8 @@ from slm_core.local_stack.state import StackState, write_private
 from slm_core.settings import Settings
 
 PREFERRED_PORTS = {"postgres": 54329, "prefect": 4200, "teacher": 8801}
-POOL_TEMPLATE = "deployments/pools/slm.json"
+DEPLOYED = ("prefect.yaml", "deployments", "flows", "tasks", "slm_core")
+"""What a deployment depends on: declarations, pools, and the code behind the parameter forms."""
 GRACE_SECONDS = 15.0
 _GENERATED = "# Written by `make up`, removed by `make down`.\n"
 
@@ -69,12 +70,11 @@ class LocalStack:
             for database in ("prefect", "slm"):
                 postgres.ensure_database(site.cluster.url(site.ports["postgres"]), database)
             self._ensure(parts.prefect_part(site))
-            prefect_api.ensure_pool(site.api_url, self.project / POOL_TEMPLATE)
             self._deploy(site)
             if site.teacher_model is not None:
                 self._ensure(parts.teacher_part(site, site.teacher_model))
-            for queue in prefect_api.QUEUES:
-                self._ensure(parts.worker_part(site, queue))
+            for pool in prefect_api.POOLS:
+                self._ensure(parts.worker_part(site, pool))
             self._tell_shells(site)
             return site.dashboard
 
@@ -146,26 +146,33 @@ class LocalStack:
         wait_until(part.ready, process, log, what=part.name, timeout_seconds=part.timeout_seconds)
 
     def _deploy(self, site: Site) -> None:
-        """Register the deployments when prefect.yaml is not what the server knows."""
-        digest = hashlib.sha256((self.project / "prefect.yaml").read_bytes()).hexdigest()
+        """Make pools and deployments as the project declares them, unless nothing changed."""
+        digest = self._declared()
         if digest == self._state.deployed:
             return
         self._say("deployments: registering")
-        environment = site.environment()
-        # The pull step shall read SLM_REPO where the worker runs, not here.
-        environment.pop("SLM_REPO", None)
         result = subprocess.run(
             parts.deploy_command(),
             cwd=self.project,
-            env=environment,
+            env=site.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
         if result.returncode != 0:
-            raise StackError(f"prefect deploy failed:\n{result.stdout}{result.stderr}")
+            raise StackError(f"`make deploy` failed:\n{result.stdout}{result.stderr}")
         self._state.deployed = digest
         self._state.save(self._state_file)
+
+    def _declared(self) -> str:
+        """Digest of everything that the deployments depend on."""
+        found = hashlib.sha256()
+        for top in map(self.project.joinpath, DEPLOYED):
+            for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+                if file.suffix in (".py", ".yaml", ".json") and file.is_file():
+                    found.update(f"{file.relative_to(self.project)}\n".encode())
+                    found.update(file.read_bytes())
+        return found.hexdigest()
 
     def _tell_shells(self, site: Site) -> None:
         """Let the ``prefect`` and ``slm`` commands find this stack."""

@@ -20,7 +20,7 @@ class StackState(BaseModel):
     processes: dict[str, ProcessId] = {}
     """Part to process, in the order in which they were first started."""
     deployed: str = ""
-    """Digest of the prefect.yaml that the server knows."""
+    """Digest of the deployments, and the code behind them, that the server knows."""
 
     @classmethod
     def load(cls, file: Path) -> StackState:

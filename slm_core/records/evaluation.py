@@ -170,3 +170,43 @@ class DomainScore(Record):
 
     domain: str
     f1: Metric = Field()
+
+
+class Approach(Record):
+    """One way to answer on one track, as one evaluation measured it."""
+
+    name: str
+    """Unique on its track: the arm, and its model."""
+    evaluation_id: str
+    evaluated_at: datetime
+    result: ArmResult
+
+
+class ApproachDifference(Record):
+    """How two approaches differ on the same rows, whichever evaluations they come from."""
+
+    a: str
+    b: str
+    """Names of the approaches; the difference is a minus b."""
+    paired: PairedDifference
+
+
+class NotCompared(Record):
+    """What a comparison leaves out, and why."""
+
+    evaluation_id: str
+    approach: str | None = None
+    """None when it is all of the evaluation."""
+    reason: str
+
+
+class Comparison(Record):
+    """Approaches side by side, all on one test set."""
+
+    test_set_id: str
+    approaches: tuple[Approach, ...]
+    """By track; on each, the arms in order, older evaluations first."""
+    differences: tuple[ApproachDifference, ...]
+    """Of every two approaches whose answers are still on disk."""
+    not_compared: tuple[NotCompared, ...]
+    created_at: datetime = Field(default_factory=utc_now)

@@ -11,14 +11,22 @@ import io
 from typing import TYPE_CHECKING
 
 from slm_core.errors import MissingDependency
-from slm_core.records import ARMS, ArmName, Track
+from slm_core.records import ARMS, TRACKS, Approach, ArmName, Comparison, Track
 from slm_core.report.compose import compose
 from slm_core.report.document import LossSample, TrackReport
 from slm_core.report.inputs import ReportInput
-from slm_core.report.words import ARM_NAMES, metric_name, metrics_of, rows_scored, score_of
+from slm_core.report.words import (
+    ARM_NAMES,
+    HEADLINE,
+    metric_name,
+    metrics_of,
+    rows_scored,
+    score_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS: dict[ArmName, str] = {
     "teacher": "#64748b",
@@ -28,6 +36,7 @@ _COLOURS: dict[ArmName, str] = {
 }
 _MARKS: dict[ArmName, str] = {"teacher": "D", "student": "o", "student_cep": "s", "adapter": "o"}
 _SOFT = "#5a6372"
+_LONGEST_NAME = 60
 
 
 def plot_png(report: ReportInput) -> bytes:
@@ -38,6 +47,62 @@ def plot_png(report: ReportInput) -> bytes:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
+    document = compose(report, "")
+    panels = len(document.tracks) + bool(document.losses)
+    figure, axes = _panels(panels, width=5.2, height=4.2)
+    for axis, (track, scores) in zip(axes, document.tracks.items(), strict=False):
+        _draw_scores(axis, track, scores)
+    if document.losses:
+        _draw_losses(axes[-1], document.losses)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return _as_png(figure)
+
+
+def comparison_png(comparison: Comparison) -> bytes:
+    """Return a PNG: one panel a track, the headline F1 of every approach with its interval.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    scored: list[tuple[Track, list[Approach]]] = [
+        (track, [one for one in comparison.approaches if one.result.track == track])
+        for track in TRACKS
+    ]
+    shown = [one for one in scored if one[1]]
+    most = max((len(found) for _, found in shown), default=1)
+    figure, axes = _panels(len(shown), width=7.4, height=1.2 + 0.42 * most)
+    for axis, (track, found) in zip(axes, shown, strict=False):
+        for line, one in enumerate(found):
+            f1 = one.result.metrics.get(HEADLINE[track])
+            if f1 is None:
+                continue
+            axis.errorbar(
+                [100 * f1.value],
+                [line],
+                xerr=[[100 * max(0.0, f1.value - f1.low)], [100 * max(0.0, f1.high - f1.value)]],
+                marker=_MARKS[one.result.arm],
+                color=_COLOURS[one.result.arm],
+                markersize=6,
+                elinewidth=1.6,
+            )
+        axis.set_yticks(range(len(found)), [_short(one.name) for one in found])
+        axis.invert_yaxis()
+        axis.set_xlim(-3, 103)
+        axis.set_title(
+            f"{track}: {metric_name(HEADLINE[track])}, per cent", loc="left", fontsize=11
+        )
+        _calm(axis)
+    return _as_png(figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels beside each other; width and height are of one."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -46,18 +111,12 @@ def plot_png(report: ReportInput) -> bytes:
             "Drawing a PNG needs matplotlib. Install it: pip install 'slm-swap[report]'."
         ) from error
 
-    document = compose(report, "")
-    panels = len(document.tracks) + bool(document.losses)
-    figure = Figure(figsize=(5.2 * max(1, panels), 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width * max(1, count), height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, max(1, panels), squeeze=False)[0]
-    for axis, (track, scores) in zip(axes, document.tracks.items(), strict=False):
-        _draw_scores(axis, track, scores)
-    if document.losses:
-        _draw_losses(axes[-1], document.losses)
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure, list(figure.subplots(1, max(1, count), squeeze=False)[0])
+
+
+def _as_png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -27,7 +27,7 @@ def arms_table(evaluation: Evaluation) -> ArmsTable:
     """Return every arm of every track, strict view, the headline F1 with its interval."""
     columns = ("track", "arm", "n", *_COLUMNS, "95 % interval", "p50", "$ per 1,000")
     rows = [
-        _row(track, result)
+        (track, ARM_NAMES[result.arm], *score_cells(result))
         for track in TRACKS
         for arm in ARMS
         if (result := evaluation.arm(track, arm)) is not None
@@ -35,12 +35,11 @@ def arms_table(evaluation: Evaluation) -> ArmsTable:
     return ArmsTable(columns, tuple(rows))
 
 
-def _row(track: Track, result: ArmResult) -> tuple[str, ...]:
-    scores = [result.metrics.get(names[track]) for names in _COLUMNS.values()]
+def score_cells(result: ArmResult) -> tuple[str, ...]:
+    """Return n, the scores of ``_COLUMNS``, interval, median seconds and price as text."""
+    scores = [result.metrics.get(names[result.track]) for names in _COLUMNS.values()]
     f1 = scores[-1]
     return (
-        track,
-        ARM_NAMES[result.arm],
         str(f1.n) if f1 else MISSING,
         *(percent(score.value) if score else MISSING for score in scores),
         interval(f1) if f1 else MISSING,

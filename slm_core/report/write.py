@@ -47,14 +47,14 @@ def write_report(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(folder / "report.json", folder / "report.md", folder / "report.html")
-    _replace(paths.json, document.model_dump_json(indent=2) + "\n")
-    _replace(paths.markdown, to_markdown(document))
-    _replace(paths.html, to_page(document, cases, spec.case_characters))
+    replace_text(paths.json, document.model_dump_json(indent=2) + "\n")
+    replace_text(paths.markdown, to_markdown(document))
+    replace_text(paths.html, to_page(document, cases, spec.case_characters))
     log.info("report written outcome=%s folder=%s", document.outcome, folder)
     return paths
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Write ``text`` whole or not at all; lone surrogates of a model become question marks."""
     draft = path.with_suffix(f"{path.suffix}.part")
     draft.write_bytes(text.encode("utf-8", "replace"))

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.artifacts import Artifact
 
 from flows.evaluate_model import evaluate_model
-from slm_core.errors import RecordNotFound, TracingUnavailable
+from slm_core.dataset.berkeley import Unusable
+from slm_core.errors import DatasetError, RecordNotFound, TracingUnavailable
 from slm_core.presets import EVAL_BASELINE
+from slm_core.presets import TestSetSpec as CasesSpec
 from slm_core.prompting.prefix import get_prefix
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
 from slm_core.testing.tiny_adapter import build_tiny_adapter
@@ -95,3 +98,22 @@ def test_a_required_langfuse_without_keys_stops_the_run_before_anything(service:
         evaluate_model(run_id="eval-1", overrides=service.eval_plan())
     assert len(service.teacher.received) == asked
     assert not (service.folder / "runs").exists()
+
+
+def test_berkeley_data_is_asked_and_what_is_left_out_is_shown(service: Any) -> None:
+    plan = service.eval_plan(test_set=CasesSpec(berkeley="sample"))
+    report = evaluate_model(preset="berkeley", run_id="eval-1", overrides=plan)
+    sizes = {arm.track: max(m.n for m in arm.metrics.values()) for arm in report.evaluation.arms}
+    assert sizes == {"structured": 10, "toolcall": 12}
+    assert report.drops == {Unusable.SEVERAL_CALLS.value: 2}
+    table = Artifact.get("berkeley-rows")
+    assert table is not None
+    assert "not the leaderboard" in (table.description or "")
+    assert "sample_parallel_0" in str(table.data)
+    page = service.folder / "runs" / "eval-1" / "report" / "report.md"
+    assert Unusable.SEVERAL_CALLS.value in page.read_text()
+
+
+def test_a_folder_without_berkeley_data_is_refused(service: Any, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"holds no BFCL_\*\.json"):
+        evaluate_model(berkeley_folder=str(tmp_path), overrides=service.eval_plan())

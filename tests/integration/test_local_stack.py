@@ -51,12 +51,12 @@ pull:
 deployments:
   - name: cron
     entrypoint: flows/count_ticks.py:tick
-    work_pool: {name: slm, work_queue_name: control}
+    work_pool: {name: cpu, work_queue_name: control}
     schedules:
       - {slug: yearly, cron: "0 0 1 1 *", timezone: UTC}
   - name: gpu
     entrypoint: flows/count_ticks.py:tick
-    work_pool: {name: slm, work_queue_name: gpu}
+    work_pool: {name: gpu, work_queue_name: gpu}
 """
 
 
@@ -131,24 +131,29 @@ def test_a_worker_completes_a_run_with_the_settings_of_the_stack(stack: LocalSta
     assert saw["database"].endswith("/slm")
 
 
-def test_the_gpu_queue_lets_one_run_through_at_a_time(stack: LocalStack) -> None:
-    assert api(stack, "GET", "/work_pools/slm/queues/gpu")["concurrency_limit"] == 1
+def test_the_gpu_pool_lets_one_run_through_at_a_time_and_on_call_goes_first(
+    stack: LocalStack,
+) -> None:
+    assert api(stack, "GET", "/work_pools/gpu")["concurrency_limit"] == 1
+    queues = api(stack, "POST", "/work_pools/gpu/queues/filter", {})
+    priority = {queue["name"]: queue["priority"] for queue in queues}
+    assert priority["on-call"] == 1 < priority["gpu"] == 10
 
 
 def test_up_again_leaves_running_parts_alone(stack: LocalStack) -> None:
     before = running(stack)
-    assert list(before) == ["postgres", "prefect", "worker-gpu", "worker-control"]
+    assert list(before) == ["postgres", "prefect", "worker-gpu", "worker-cpu"]
     stack.up()
     assert running(stack) == before
 
 
 def test_up_starts_a_dead_part_again_and_only_that(stack: LocalStack) -> None:
     before = running(stack)
-    psutil.Process(before["worker-control"].pid).kill()
-    eventually(lambda: "worker-control" not in running(stack), seconds=5)
+    psutil.Process(before["worker-cpu"].pid).kill()
+    eventually(lambda: "worker-cpu" not in running(stack), seconds=5)
     stack.up()
     after = running(stack)
-    assert after.pop("worker-control") != before.pop("worker-control")
+    assert after.pop("worker-cpu") != before.pop("worker-cpu")
     assert after == before
 
 
@@ -156,7 +161,7 @@ def test_a_deployment_that_prefect_refuses_stops_up_with_its_words(stack: LocalS
     file = stack.project / "prefect.yaml"
     good = file.read_text()
     file.write_text(good.replace("count_ticks.py:tick", "count_ticks.py:tock"))
-    with pytest.raises(StackError, match=r"prefect deploy failed(.|\n)*tock"):
+    with pytest.raises(StackError, match=r"make deploy(.|\n)*tock"):
         stack.up()
     file.write_text(good)
     stack.up()

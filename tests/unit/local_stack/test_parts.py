@@ -42,13 +42,20 @@ def test_the_server_keeps_its_data_in_postgresql_and_its_leases_on_disk() -> Non
 
 
 def test_the_gpu_worker_takes_one_run_at_a_time() -> None:
-    gpu, control = (worker_part(site(), queue).command for queue in ("gpu", "control"))
+    gpu, cpu = (worker_part(site(), pool).command for pool in ("gpu", "cpu"))
     assert gpu[gpu.index("--limit") + 1] == "1"
-    assert "--limit" not in control
+    assert "--limit" not in cpu
+
+
+def test_a_worker_serves_every_queue_of_its_pool() -> None:
+    for pool in ("gpu", "cpu"):
+        command = worker_part(site(), pool).command
+        assert command[command.index("--pool") + 1] == pool
+        assert "--work-queue" not in command
 
 
 def test_a_worker_knows_the_server_the_store_and_the_repository() -> None:
-    told = worker_part(site(), "control").environment
+    told = worker_part(site(), "cpu").environment
     assert told["PREFECT_API_URL"] == "http://127.0.0.1:5002/api"
     assert told["SLM_DATABASE_URL"] == "postgresql+psycopg://postgres:pw@127.0.0.1:5001/slm"
     assert told["SLM_REPO"] == "/repo"
