@@ -5,7 +5,8 @@ worker died while it was about to start *Pending*: the server hears of neither. 
 mark such runs Crashed, and a third starts ``resume/run`` for a crashed training. A run that
 waits for a person sends no heartbeats, so flows that suspend themselves are left out.
 
-Events are best effort. What they miss, the deployment ``resume/overdue`` finds.
+Events are best effort: what they miss, ``resume-overdue`` finds. ``SILENT_SECONDS`` are three
+of the heartbeats that workers send every 30 seconds (``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``).
 """
 
 from __future__ import annotations
@@ -26,24 +27,17 @@ from prefect.events.schemas.automations import (
 )
 from prefect.events.schemas.events import ResourceSpecification
 
+from tasks.resuming import MAX_ATTEMPTS, PENDING_SECONDS, RESUMED, SILENT_SECONDS
+
 log = logging.getLogger(__name__)
 
 OURS = "slm: "
 """Every automation of ours has a name that begins so; no other is touched."""
 
-RESUMED = ("train", "retrain")
-"""Flows whose crashed runs are resumed without being asked."""
-WATCHED = (*RESUMED, "eval", "check-gpus", "ingest", "resume")
+WATCHED = (*RESUMED, "eval", "check-gpus", "ingest", "resume", "resume-overdue")
 """Flows whose silent runs are marked Crashed. None of them ever waits for a person."""
 
 RESUME = "resume/run"
-MAX_ATTEMPTS = 3
-"""Of one flow run, the first one included."""
-
-SILENT_SECONDS = 90
-"""Three heartbeats, of which workers send one every 30 s (PREFECT_FLOWS_HEARTBEAT_FREQUENCY)."""
-PENDING_SECONDS = 300
-"""A container's image may have to be fetched first."""
 
 
 def crash_automations() -> tuple[AutomationCore, ...]:
