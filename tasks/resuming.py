@@ -168,7 +168,7 @@ def overdue_runs() -> list[Found]:
     """Return the dead trainings that should have been gone on with by now, oldest first."""
     book = order_book()
     due: list[tuple[float, Found]] = []
-    states = (StateType.CRASHED, StateType.RUNNING, StateType.PENDING)
+    states = (StateType.CRASHED, StateType.FAILED, StateType.RUNNING, StateType.PENDING)
     for run in _flow_runs.recent(RESUMED, states, RESUME_WITHIN):
         state, seconds = _flow_runs.state_of(run), _flow_runs.seconds_in_state(run)
         found = find_run(str(run.id))
@@ -180,7 +180,9 @@ def overdue_runs() -> list[Found]:
             continue
         if state is StateType.RUNNING and not _died_here(order):
             continue  # only its own machine can tell that its process is gone
-        if state is not StateType.CRASHED:
+        if state is StateType.FAILED and (order is None or order.needs_person):
+            continue
+        if state in _AT_WORK:
             seconds -= _longest_silence(state)
         if seconds > _OVERDUE_SECONDS:
             due.append((seconds, found))
@@ -208,7 +210,7 @@ def is_gone_for_good(owner: str) -> bool:
         return False
     if failed or _flow_runs.seconds_in_state(run) > RESUME_WITHIN.total_seconds():
         return True
-    return state is StateType.CRASHED and _flow_runs.attempts(run) >= MAX_ATTEMPTS
+    return _flow_runs.attempts(run) >= MAX_ATTEMPTS
 
 
 def _died_here(order: Order | None) -> bool:

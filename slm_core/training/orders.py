@@ -69,6 +69,8 @@ class Order(Record):
     state: RunState = RunState.RUNNING
     why: str = ""
     """Of a run that did not complete: the error that ended it."""
+    needs_person: bool = False
+    """Of a run that did not complete: doing the same again would end in the same way."""
     created_at: datetime = Field(default_factory=utc_now)
 
 
@@ -162,11 +164,13 @@ class OrderBook:
         with self.hold(order.run_id, wait_seconds):
             # A run that is resumed may have begun on another machine.
             begun = {"state": RunState.RUNNING, "why": "", "host": socket.gethostname()}
-            self.write(order.model_copy(update=begun))
+            self.write(order.model_copy(update=begun | {"needs_person": False}))
             try:
                 yield
             except BaseException as error:
-                self.note(order.run_id, state=state_after(error), why=_name_of(error))
+                person = isinstance(error, SlmError) and not error.retryable
+                ended = {"state": state_after(error), "needs_person": person}
+                self.note(order.run_id, why=_name_of(error), **ended)
                 raise
             self.note(order.run_id, state=RunState.COMPLETED)
 
