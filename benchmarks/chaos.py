@@ -74,17 +74,24 @@ class Row:
     problems: list[str] = field(default_factory=list)
 
 
-def strike(service: Service, number: int, kind: Kind, rng: random.Random, patience: float) -> Row:
+def strike(
+    service: Service,
+    number: int,
+    kind: Kind,
+    rng: random.Random,
+    *,
+    patience: float,
+    stage: Stage | None = None,
+) -> Row:
     """Train on one claim, kill something meanwhile, and see how it ends."""
-    claim = _new_claim(service)
-    run_id = _wait(lambda: _run_of(service, claim), 300, "a retrain run")
-    wanted = "training" if kind == "trainer" else rng.choice(STAGES)
+    claim = new_claim(service)
+    run_id = _wait(lambda: run_of(service, claim), 300, "a retrain run")
+    wanted = stage or ("training" if kind == "trainer" else rng.choice(STAGES))
     if kind in ("flow", "machine") and wanted == "starting":
         wanted = "before training"  # there is no such process yet
-    stage = _wait_for_stage(service, run_id, wanted)
+    _wait_for_stage(service, run_id, wanted)
     time.sleep(rng.uniform(0.0, 1.5))
-    row = Row(number, kind, stage)
-    row.stage = _stage(service, run_id)
+    row = Row(number, kind, _stage(service, run_id))
     at = time.time()
     row.killed = _kill(service, run_id, kind)
     back = at + rng.uniform(1.0, 8.0)
@@ -93,7 +100,8 @@ def strike(service: Service, number: int, kind: Kind, rng: random.Random, patien
     return row
 
 
-def _new_claim(service: Service) -> Claim:
+def new_claim(service: Service) -> Claim:
+    """Capture the calls of one more claim and let ``ingest/spool`` find them."""
     with service.store() as store:
         before = {claim.id for claim in store.claims.list()}
     service.spool_claim()
@@ -106,7 +114,8 @@ def _new_claim(service: Service) -> Claim:
     return _wait(made, 300, "a claim")
 
 
-def _run_of(service: Service, claim: Claim) -> str | None:
+def run_of(service: Service, claim: Claim) -> str | None:
+    """Return the flow run that was started for a claim, once there is one."""
     wanted = {"flow_runs": {"idempotency_key": {"any_": [f"retrain-{claim.id}-0"]}}}
     found = service.ask("POST", "/flow_runs/filter", wanted)
     return found[0]["id"] if found else None
@@ -130,7 +139,7 @@ def _wait_for_stage(service: Service, run_id: str, wanted: Stage) -> Stage:
         now = _stage(service, run_id)
         ready = order.index(now) >= order.index(wanted)
         if wanted == "training" and now == "training":
-            ready = bool(_trainers(service, run_id))
+            ready = bool(trainers(service, run_id))
         return now if ready else None
 
     return _wait(reached, 300, f"stage {wanted!r} of run {run_id}")
@@ -142,7 +151,7 @@ def _kill(service: Service, run_id: str, kind: Kind) -> list[str]:
     parts = {part.name: part.process for part in service.stack.status() if part.running}
     victims: dict[str, int] = {}
     if kind == "trainer":
-        victims = {f"rank {n}": pid for n, pid in enumerate(_trainers(service, run_id))}
+        victims = {f"rank {n}": pid for n, pid in enumerate(trainers(service, run_id))}
     if kind in ("flow", "machine"):
         victims |= {f"flow {n}": process.pid for n, process in enumerate(flows)}
     if kind in ("worker", "machine"):
@@ -226,7 +235,7 @@ def _judge(service: Service, run_id: str, claim: Claim, at: float, asked: bool, 
         f"the store disagrees with itself: {wrong}": not wrong,
     }
     row.problems += [what for what, right in checks.items() if not right]
-    left = _eventually_nobody(lambda: [*_trainers(service, run_id), *_flow_processes(run_id)])
+    left = _eventually_nobody(lambda: [*trainers(service, run_id), *_flow_processes(run_id)])
     row.problems += [f"still alive: {one}" for one in left]
 
 
@@ -247,7 +256,8 @@ def _who_went_on(service: Service, run_id: str, asked: bool) -> str:
     return "the automation, by resume/run" if mine else "resume-overdue"
 
 
-def _trainers(service: Service, run_id: str) -> list[int]:
+def trainers(service: Service, run_id: str) -> list[int]:
+    """Return the ids of a run's training workers."""
     folder = str(service.home / "runs" / run_id)
     return [
         process.pid
@@ -325,7 +335,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--kinds", nargs="+", choices=get_args(Kind), default=get_args(Kind))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=40, help="of each training")
+    parser.add_argument("--epochs", type=int, default=12, help="of each training")
     parser.add_argument("--patience", type=float, default=900.0, help="seconds")
     parser.add_argument("--out", type=Path, default=Path("chaos.jsonl"))
     parser.add_argument("--table", type=Path, help="only write the table of --out there")
@@ -336,27 +346,22 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = Path(tempfile.mkdtemp(prefix="slm-chaos-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user when we are root
-    service = Service(folder, said.epochs)
-    try:
-        service.begin()
+    with Service(folder, said.epochs) as service:
         for number in range(len(read_rows(said.out)) + 1, said.kills + 1):
             rng = random.Random(f"{said.seed}/{number}")
             kind = said.kinds[(number - 1) % len(said.kinds)]
             print(f"{number:3} {kind} ...", flush=True)
-            row = strike(service, number, kind, rng, said.patience)
+            row = strike(service, number, kind, rng, patience=said.patience)
             with said.out.open("a") as out:
                 out.write(json.dumps(asdict(row)) + "\n")
             print(
-                f"    {row.stage}: noticed by {row.noticed} ({row.noticed_seconds} s), "
-                f"went on: {row.finished}, done after {row.seconds} s {row.problems}",
+                f"    {row.stage}: noticed by {row.noticed} ({row.noticed_seconds} s), went on: "
+                f"{row.finished}, done after {row.seconds} s {row.problems}",
                 flush=True,
             )
-    finally:
-        service.stack.down()
-        alive = _marked(service)
-        for pid in alive:
-            print(f"left behind: {pid}", file=sys.stderr)
-        shutil.rmtree(folder, ignore_errors=True)
+    alive = _marked(service)
+    print("".join(f"left behind: {pid}\n" for pid in alive), end="", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
     rows = read_rows(said.out)
     print(table(rows))
     return 1 if alive or any(row.problems for row in rows) else 0

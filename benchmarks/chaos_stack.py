@@ -47,13 +47,13 @@ class Service:
         self.spooled = 0
         self._epochs = epochs
         self._student = build_tiny_model(folder / "student")
-        environ = {
+        self._environ = {
             "SLM_HOME": str(self.home),
             "SLM_RETRAIN_THRESHOLD": str(CALLS_PER_CLAIM),
             "SLM_TORCH_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
         }
-        self.settings = Settings.from_env(environ)
+        self.settings = Settings.from_env(self._environ)
         # Other stacks may look for ports on this machine at the same time.
         names = ("postgres", "prefect", "teacher")
         ports = {name: free_port(random.SystemRandom().randint(20_000, 30_000)) for name in names}
@@ -61,8 +61,31 @@ class Service:
         self.stack = LocalStack(self.settings, project)
         self.api = f"http://127.0.0.1:{ports['prefect']}/api"
 
-    def begin(self) -> None:
+    def __enter__(self) -> Service:
         """Start the stack, and give its retrainings a plan of seconds."""
+        # Takes the stack down when its input ends: when we are done with it, or are killed.
+        down = (
+            f"LocalStack(Settings.from_env({self._environ!r}), Path({str(self.stack.project)!r}))"
+        )
+        code = (
+            "import sys; from pathlib import Path; from slm_core.settings import Settings\n"
+            f"from slm_core.local_stack import LocalStack; sys.stdin.read(); {down}.down()"
+        )
+        self._guard = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True
+        )
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the stack and all that its runs started."""
+        self._guard.communicate()
+
+    def _begin(self) -> None:
         self.stack.up()
         lines = self.stack.shell_file.read_text().splitlines()
         exported = dict(line.removeprefix("export ").split("=", 1) for line in lines)
