@@ -15,14 +15,20 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect import get_client
+from prefect.events.actions import ChangeFlowRunState, DoNothing, RunDeployment
+from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from benchmarks.chaos import new_claim, run_of, strike, trainers
 from benchmarks.chaos_stack import Service
 from slm_core.records import ClaimState, RunState
 from slm_core.training.events import read_events
+from tasks._automations import OURS, RESUME, crash_automations, reconcile
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 GONE_SECONDS = 15.0
+THEIRS = "somebody else's"
 SLOW_SECONDS = 240.0
 
 
@@ -87,3 +93,71 @@ def test_a_killed_flow_takes_its_trainer_along_and_goes_on_by_itself(service: Se
         "the automation, by resume/run",
     )
     assert row.attempts == 2
+
+
+@pytest.fixture
+def server(service: Service) -> Iterator[None]:
+    """The stack's server is this process's, and has one automation that is not ours."""
+    with (
+        temporary_settings({PREFECT_API_URL: service.api}),
+        get_client(sync_client=True) as client,
+    ):
+        theirs = client.create_automation(declared(THEIRS, "x"))
+        yield
+        client.delete_automation(theirs)
+        reconcile(crash_automations())
+
+
+def declared(name: str, *events: str) -> AutomationCore:
+    return AutomationCore(
+        name=name, trigger=EventTrigger(expect=set(events)), actions=[DoNothing()]
+    )
+
+
+def on_server() -> dict[str, Automation]:
+    with get_client(sync_client=True) as client:
+        return {one.name: one for one in client.read_automations()}
+
+
+def ids() -> dict[str, object]:
+    return {name: one.id for name, one in on_server().items()}
+
+
+@pytest.mark.usefixtures("server")
+def test_the_server_has_the_automations_that_are_declared_and_no_more_of_ours() -> None:
+    first, second = OURS + "first", OURS + "second"
+    reconcile([declared(first, "a", "b"), declared(second, "c")])
+    made = ids()
+    assert made.keys() == {THEIRS, first, second}
+
+    reconcile([declared(first, "b", "a"), declared(second, "c")])
+    assert ids() == made
+
+    with get_client(sync_client=True) as client:
+        client.pause_automation(on_server()[first].id)
+    reconcile([declared(first, "a", "new")])
+    assert ids() == {THEIRS: made[THEIRS], first: made[first]}
+    changed = on_server()[first]
+    assert isinstance(changed.trigger, EventTrigger)
+    assert changed.trigger.expect == {"a", "new"}
+    assert not changed.enabled  # as a person left it
+
+    for names in (["not ours"], [OURS + "twice", OURS + "twice"]):
+        with pytest.raises(ValueError, match="names of their own"):
+            reconcile([declared(name) for name in names])
+
+
+@pytest.mark.usefixtures("server")
+def test_dead_runs_are_marked_within_two_minutes_and_trainings_resumed() -> None:
+    silent, never_began, crashed = crash_automations()
+    for one, seconds in ((silent, 120), (never_began, 600)):
+        assert isinstance(one.trigger, EventTrigger)
+        assert one.trigger.within.total_seconds() < seconds
+        (mark,) = one.actions
+        assert isinstance(mark, ChangeFlowRunState)
+        assert not mark.force  # a run that has ended meanwhile stays as it is
+    (start,) = crashed.actions
+    assert isinstance(start, RunDeployment)
+    with get_client(sync_client=True) as client:
+        assert start.deployment_id == client.read_deployment_by_name(RESUME).id
+    assert start.parameters == {"run_id": "{{ flow_run.id | string }}", "max_attempts": 3}
