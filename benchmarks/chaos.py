@@ -52,6 +52,7 @@ STAGES: tuple[Stage, ...] = (
 )
 _DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 _POLL_SECONDS = 0.2
+_LONG_SECONDS = 900.0
 
 
 @dataclass
@@ -85,7 +86,7 @@ def strike(
 ) -> Row:
     """Train on one claim, kill something meanwhile, and see how it ends."""
     claim = new_claim(service)
-    run_id = _wait(lambda: run_of(service, claim), 300, "a retrain run")
+    run_id = _wait(lambda: run_of(service, claim), _LONG_SECONDS, "a retrain run")
     wanted = stage or ("training" if kind == "trainer" else rng.choice(STAGES))
     if kind in ("flow", "machine") and wanted == "starting":
         wanted = "before training"  # there is no such process yet
@@ -111,7 +112,7 @@ def new_claim(service: Service) -> Claim:
         with service.store() as store:
             return next((c for c in store.claims.list() if c.id not in before), None)
 
-    return _wait(made, 300, "a claim")
+    return _wait(made, _LONG_SECONDS, "a claim")
 
 
 def run_of(service: Service, claim: Claim) -> str | None:
@@ -142,7 +143,7 @@ def _wait_for_stage(service: Service, run_id: str, wanted: Stage) -> Stage:
             ready = bool(trainers(service, run_id))
         return now if ready else None
 
-    return _wait(reached, 300, f"stage {wanted!r} of run {run_id}")
+    return _wait(reached, _LONG_SECONDS, f"stage {wanted!r} of run {run_id}")
 
 
 def _kill(service: Service, run_id: str, kind: Kind) -> list[str]:
