@@ -14,6 +14,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import SetStateStatus
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
 
@@ -76,6 +77,7 @@ def recent(flows: Iterable[str], states: Iterable[StateType], within: timedelta)
                     "deployment_id": {"is_null_": False},
                 }
             ),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=_LISTED,
         )
     return [run for run in found if seconds_in_state(run) < within.total_seconds()]

@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 from datetime import timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prefect.client.schemas.objects import FlowRun, StateType
 
@@ -21,6 +21,10 @@ from slm_core.training.orders import Order
 from tasks import _flow_runs
 from tasks._events import announce
 from tasks._wiring import opened_store, order_book
+
+if TYPE_CHECKING:
+    from slm_core.records import Claim
+    from slm_core.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +156,8 @@ def give_up(found: Found, begun: int) -> None:
     if order is not None:
         order_book().note(order.run_id, state=RunState.FAILED, why=f"given up after {begun} tries")
     with opened_store() as store:
-        for claim in store.claims.list(ClaimState.RUNNING):
-            if claim.owner == found.run_id:
-                store.claims.release(claim.id, found.run_id)
+        for claim in _claims_of(store, found.run_id):
+            store.claims.release(claim.id, found.run_id)
     announce(
         "slm.training.failed",
         f"slm.run.{found.run_id}",
@@ -181,6 +184,8 @@ def overdue_runs() -> list[Found]:
         if state is StateType.RUNNING and not _died_here(order):
             continue  # only its own machine can tell that its process is gone
         if state is StateType.FAILED and (order is None or order.needs_person):
+            continue
+        if order is None and _was_given_up(run):
             continue
         if state in _AT_WORK:
             seconds -= _longest_silence(state)
@@ -211,6 +216,18 @@ def is_gone_for_good(owner: str) -> bool:
     if failed or _flow_runs.seconds_in_state(run) > RESUME_WITHIN.total_seconds():
         return True
     return _flow_runs.attempts(run) >= MAX_ATTEMPTS
+
+
+def _was_given_up(run: FlowRun) -> bool:
+    """Whether a run without an order is out of attempts, and holds no claim any more."""
+    if _flow_runs.attempts(run) < MAX_ATTEMPTS:
+        return False
+    with opened_store() as store:
+        return not _claims_of(store, str(run.id))
+
+
+def _claims_of(store: Store, run_id: str) -> list[Claim]:
+    return [claim for claim in store.claims.list(ClaimState.RUNNING) if claim.owner == run_id]
 
 
 def _died_here(order: Order | None) -> bool:
