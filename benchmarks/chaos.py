@@ -4,8 +4,9 @@
     python -m benchmarks.chaos --table CHAOS.md --out chaos.jsonl
 
 A real stack runs small retrainings, one claim after the other, and in each something is killed
-with SIGKILL: the flow's process, the training worker, the Prefect worker, that worker and the flow
-with all that belongs to it (a machine that dies), the Prefect server, or PostgreSQL. Dead parts of
+with SIGKILL: the flow's process, the training worker, the Prefect worker (now and then with
+SIGTERM, as a deployment does), that worker and the flow together (a machine that dies), the Prefect
+server, or PostgreSQL. Dead parts of
 the stack are started again some seconds later, as a supervisor would. Nothing else is done: the
 run must come to its end by itself. One that has not after ``--patience`` seconds is resumed as a
 person would do it, and the row says so.
@@ -22,6 +23,7 @@ import json
 import logging
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -94,7 +96,7 @@ def strike(
     time.sleep(rng.uniform(0.0, 1.5))
     row = Row(number, kind, _stage(service, run_id))
     at = time.time()
-    row.killed = _kill(service, run_id, kind)
+    row.killed = _kill(service, run_id, kind, rng)
     back = at + rng.uniform(1.0, 8.0)
     asked = _wait_for_end(service, run_id, claim, at, back, patience, row)
     _judge(service, run_id, claim, at, asked, row)
@@ -146,8 +148,9 @@ def _wait_for_stage(service: Service, run_id: str, wanted: Stage) -> Stage:
     return _wait(reached, _LONG_SECONDS, f"stage {wanted!r} of run {run_id}")
 
 
-def _kill(service: Service, run_id: str, kind: Kind) -> list[str]:
-    """Kill with SIGKILL; return what was killed."""
+def _kill(service: Service, run_id: str, kind: Kind, rng: random.Random) -> list[str]:
+    """Kill with SIGKILL, a worker at times with SIGTERM; return what was killed."""
+    by = rng.choice((signal.SIGKILL, signal.SIGTERM)) if kind == "worker" else signal.SIGKILL
     flows = _flow_processes(run_id)
     parts = {part.name: part.process for part in service.stack.status() if part.running}
     victims: dict[str, int] = {}
@@ -163,8 +166,8 @@ def _kill(service: Service, run_id: str, kind: Kind) -> list[str]:
         victims[name] = parts[name].pid
     for pid in victims.values():
         with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(pid).kill()
-    return list(victims)
+            psutil.Process(pid).send_signal(by)
+    return [f"{name} by {by.name}" for name in victims]
 
 
 def _wait_for_end(
@@ -310,8 +313,9 @@ def table(rows: list[Row]) -> str:
         noticed = "" if row.noticed_seconds is None else f"{row.noticed_seconds:.0f} s"
         took = "never" if row.seconds is None else f"{row.seconds:.0f} s"
         good = "once" if not row.problems else "; ".join(row.problems)
+        kind = "worker, SIGTERM" if any("SIGTERM" in one for one in row.killed) else row.kind
         lines.append(
-            f"| {row.number} | {row.kind} | {row.stage} | {row.noticed} | {noticed} | "
+            f"| {row.number} | {kind} | {row.stage} | {row.noticed} | {noticed} | "
             f"{row.finished} | {took} | {row.attempts} | {good} |"
         )
     good = sum(not row.problems for row in rows)
