@@ -17,6 +17,7 @@ from slm_core.presets import RETRAIN_PRESETS, RetrainPreset, RetrainSpec
 from slm_core.records import Claim, ClaimState, Decision, Route, RunState, Stage
 from slm_core.report import ReportInput
 from slm_core.training.orders import Order, Part, state_after
+from tasks._flow_runs import is_cancelled
 from tasks._wiring import (
     current_settings,
     opened_store,
@@ -31,6 +32,7 @@ from tasks.dataset import build_dataset, make_test_set, read_questions
 from tasks.decision import decide_swap
 from tasks.evaluation import evaluate_arms
 from tasks.report import publish_report
+from tasks.resuming import STOPPING_SECONDS
 from tasks.serving import promote_adapter
 from tasks.training import check_base_model, ready_gpus, train_adapter
 
@@ -65,7 +67,7 @@ def retrain_student(
         spec = RetrainSpec.model_validate(known.spec)  # the preset may have changed since
     claim = take_claim(claim_id or (known.claim_id if known else None), run_id)
     if claim is None:
-        if known is not None and known.state is not RunState.COMPLETED:
+        if known is not None and book.get(run_id).state is not RunState.COMPLETED:
             book.note(run_id, state=RunState.FAILED, why="another run trained on its claim")
         return _skipped(claim_id)
     order = known or Order(
@@ -82,12 +84,13 @@ def retrain_student(
         }
     )
     try:
-        with book.carry_out(order):
+        with book.carry_out(order, wait_seconds=STOPPING_SECONDS):
             return _retrain(spec, claim, run_id, reason)
     except TerminationSignal:
-        # Cancelled, or its worker was stopped: no task may start now, so not by a task.
-        with opened_store() as store:
-            store.claims.release(claim.id, run_id)
+        # Only its worker was stopped, perhaps; then this run is gone on with, and keeps its claim.
+        if is_cancelled(order.flow_run_id):
+            with opened_store() as store:  # not by a task: none may start now
+                store.claims.release(claim.id, run_id)
         raise
     except Exception as error:
         # A run that can be resumed keeps the claim: Retry in the dashboard goes on with it.

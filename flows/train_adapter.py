@@ -15,6 +15,7 @@ from slm_core.records import Adapter, Dataset
 from slm_core.training.orders import Order, Part
 from tasks._wiring import order_book, require_tracing, traced
 from tasks.dataset import find_dataset
+from tasks.resuming import STOPPING_SECONDS
 from tasks.training import (
     allow_trainings,
     check_base_model,
@@ -61,7 +62,7 @@ def train_from_preset(
     else:
         _refuse_another_plan(order, overrides, base_model, dataset_id)
     order = order.model_copy(update={"flow_run_id": flow_run.root_flow_run_id})
-    with book.carry_out(order):
+    with book.carry_out(order, wait_seconds=STOPPING_SECONDS):
         return _train(order)
 
 

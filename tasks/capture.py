@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
 from slm_core.capture import drain_spool
 from slm_core.dataset import drop_reason
-from slm_core.records import Call, Claim, IngestReport
+from slm_core.errors import StoreError
+from slm_core.records import Call, Claim, ClaimState, IngestReport
 from tasks._progress import progress
 from tasks._wiring import current_settings, opened_store, step
+from tasks.resuming import is_gone_for_good
+
+if TYPE_CHECKING:
+    from slm_core.store import Store
 
 
 @step("drain the capture spool")
@@ -26,11 +34,26 @@ def ingest_spool() -> IngestReport:
 
 @step("take a claim")
 def take_claim(claim_id: str | None, owner: str) -> Claim | None:
-    """Return the claim that ``owner`` may train on, or None when there is none for it."""
+    """Return the claim that ``owner`` may train on, or None when there is none for it.
+
+    Without an id it is the oldest that is free, or else that of a run which is gone for good.
+    """
     with opened_store() as store:
-        if claim_id is None:
-            return store.claims.take_next(owner)
-        return store.claims.take(claim_id, owner)
+        if claim_id is not None:
+            return store.claims.take(claim_id, owner)
+        free = store.claims.take_next(owner)
+        return free or _take_over(store, owner)
+
+
+def _take_over(store: Store, owner: str) -> Claim | None:
+    for claim in store.claims.list(ClaimState.RUNNING):
+        if claim.owner is None or not is_gone_for_good(claim.owner):
+            continue
+        with suppress(StoreError):  # another run was quicker
+            store.claims.force_release(claim.id, f"run {owner}", owner=claim.owner)
+            if (taken := store.claims.take(claim.id, owner)) is not None:
+                return taken
+    return None
 
 
 @step("give a claim back")

@@ -125,6 +125,34 @@ class Claims:
         """
         return self._leave(claim_id, owner, ClaimState.RELEASED, left_with=None)
 
+    def force_release(self, claim_id: str, who: str, *, owner: str | None = None) -> Claim:
+        """Give a claim back for a run that cannot do it itself any more.
+
+        Whoever calls has made sure that the run will never go on: it would train on the claim a
+        second time.
+
+        Args:
+            claim_id: which claim.
+            who: takes it away, for the log.
+            owner: take it from this run only; by default from whichever holds it.
+
+        Raises:
+            RecordNotFound: there is no such claim.
+            StoreError: no run holds it, or another than ``owner`` does.
+        """
+        with self._database.write() as connection:
+            before = _get(connection, claim_id)
+            held = _claims.c.owner == (before.owner if owner is None else owner)
+            moved = _move(connection, claim_id, ClaimState.RELEASED, held, owner=None)
+        if moved is None:
+            raise StoreError(
+                f"Claim {claim_id!r} cannot be given back: it is {before.state.value}, held by "
+                f"{before.owner!r}. Only a claim that a run holds can be taken from that run.",
+                owner=owner,
+            )
+        log.warning("claim taken from its run id=%s run=%s by=%s", claim_id, before.owner, who)
+        return moved
+
     def done(self, claim_id: str, owner: str) -> Claim:
         """Close the claim for good. Closing it twice is no error.
 

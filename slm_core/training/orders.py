@@ -69,6 +69,8 @@ class Order(Record):
     state: RunState = RunState.RUNNING
     why: str = ""
     """Of a run that did not complete: the error that ended it."""
+    needs_person: bool = False
+    """Of a run that did not complete: doing the same again would end in the same way."""
     created_at: datetime = Field(default_factory=utc_now)
 
 
@@ -153,20 +155,22 @@ class OrderBook:
             os.close(handle)
 
     @contextmanager
-    def carry_out(self, order: Order) -> Iterator[None]:
+    def carry_out(self, order: Order, wait_seconds: float = _LOCK_WAIT_SECONDS) -> Iterator[None]:
         """Write the order, keep others from it while the block lasts, and note how it ended.
 
         Raises:
-            RunBusy: another process is carrying it out.
+            RunBusy: another process is carrying it out, and has not ended in ``wait_seconds``.
         """
-        with self.hold(order.run_id):
+        with self.hold(order.run_id, wait_seconds):
             # A run that is resumed may have begun on another machine.
             begun = {"state": RunState.RUNNING, "why": "", "host": socket.gethostname()}
-            self.write(order.model_copy(update=begun))
+            self.write(order.model_copy(update=begun | {"needs_person": False}))
             try:
                 yield
             except BaseException as error:
-                self.note(order.run_id, state=state_after(error), why=_name_of(error))
+                person = isinstance(error, SlmError) and not error.retryable
+                ended = {"state": state_after(error), "needs_person": person}
+                self.note(order.run_id, why=_name_of(error), **ended)
                 raise
             self.note(order.run_id, state=RunState.COMPLETED)
 
@@ -183,17 +187,17 @@ class OrderBook:
         write_json(folder / "order.json", order.model_dump(mode="json"))
 
     @contextmanager
-    def hold(self, run_id: str) -> Iterator[None]:
+    def hold(self, run_id: str, wait_seconds: float = _LOCK_WAIT_SECONDS) -> Iterator[None]:
         """Keep others from a run while the block lasts.
 
         Raises:
-            RunBusy: another process is at work on it.
+            RunBusy: another process is at work on it, and has not ended in ``wait_seconds``.
         """
         folder = self._folder(run_id)
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / "order.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+            deadline = time.monotonic() + wait_seconds
             while not _try_lock(handle):
                 if time.monotonic() > deadline:
                     raise RunBusy(f"Run {run_id} is at work; wait for it, or cancel it first.")

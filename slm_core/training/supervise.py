@@ -35,8 +35,9 @@ class Limits(NamedTuple):
     poll_seconds: float = 0.05
     hang_floor_seconds: Mapping[str, float] = FLOOR_SECONDS
     """By phase of the worker, see ``heartbeat.py``."""
-    stop_grace_seconds: float = 25.0
-    """From SIGTERM to SIGKILL. Prefect gives a cancelled flow run 30 seconds; stay below."""
+    stop_grace_seconds: float = 10.0
+    """From SIGTERM to SIGKILL. A GPU shall be free within 15 seconds of a cancellation, and it
+    takes a worker some seconds to learn of one. Prefect itself would wait for 30."""
     hung_grace_seconds: float = 3.0
     """The same for a worker that hangs."""
     settle_seconds: float = 0.5

@@ -178,3 +178,25 @@ def test_claims_are_listed_by_state(store: Store) -> None:
     assert [claim.id for claim in store.claims.list(ClaimState.NEW)] == [a.id, c.id]
     assert [claim.id for claim in store.claims.list(ClaimState.RUNNING)] == [b.id]
     assert store.claims.list(ClaimState.DONE) == ()
+
+
+def test_a_claim_can_be_taken_from_a_run_that_is_gone(store: Store, claim: Claim) -> None:
+    store.claims.take(claim.id, "run-1")
+    with pytest.raises(StoreError, match="cannot be given back: it is running, held by 'run-1'"):
+        store.claims.force_release(claim.id, "on call", owner="run-2")
+    released = store.claims.force_release(claim.id, "on call", owner="run-1")
+    assert (released.state, released.owner, released.attempts) == (ClaimState.RELEASED, None, 1)
+    with pytest.raises(StoreError, match="Only the run that holds a claim"):
+        store.claims.done(claim.id, "run-1")
+    taken = store.claims.take_next("run-2")
+    assert taken is not None
+    assert (taken.id, taken.attempts) == (claim.id, 2)
+    assert store.claims.force_release(claim.id, "on call").state is ClaimState.RELEASED
+
+
+def test_only_a_claim_that_a_run_holds_can_be_taken_from_it(store: Store, claim: Claim) -> None:
+    with pytest.raises(StoreError, match="it is new, held by None"):
+        store.claims.force_release(claim.id, "on call")
+    with pytest.raises(RecordNotFound):
+        store.claims.force_release("none", "on call")
+    assert store.claims.get(claim.id) == claim

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from slm_core.errors import (
     RecordNotFound,
     RecoveryExhausted,
     RunBusy,
+    SlmError,
     SpecChanged,
     StoreUnavailable,
     TrainingDiverged,
@@ -93,9 +96,38 @@ def test_what_somebody_can_mend_outside_is_an_interruption(
     found = book.get("run-1")
     assert found.state is state
     assert found.why.startswith(type(error).__name__)
+    assert found.needs_person == (isinstance(error, SlmError) and not error.retryable)
     assert [one.run_id for one in book.resumable()] == (
         ["run-1"] if state is RunState.INTERRUPTED else []
     )
+
+
+def test_a_run_that_goes_on_does_not_need_a_person_any_more(book: OrderBook) -> None:
+    with pytest.raises(DiskFull), book.carry_out(order()):
+        raise DiskFull("full")
+    assert book.get("run-1").needs_person
+    with book.carry_out(book.get("run-1")):
+        assert not book.get("run-1").needs_person
+
+
+def test_who_comes_while_a_run_stops_waits_for_it(book: OrderBook) -> None:
+    begun, leave = threading.Event(), threading.Event()
+
+    def stop_slowly() -> None:
+        with book.carry_out(order()):
+            begun.set()
+            leave.wait(10)
+            time.sleep(0.3)
+
+    stopping = threading.Thread(target=stop_slowly)
+    stopping.start()
+    begun.wait(10)
+    with pytest.raises(RunBusy), book.carry_out(order(), wait_seconds=0.1):
+        pass
+    leave.set()
+    with book.carry_out(order(), wait_seconds=10):
+        pass
+    stopping.join()
 
 
 def test_a_killed_run_is_at_work_until_it_is_dead_and_then_the_one_to_resume(
