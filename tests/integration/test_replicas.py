@@ -241,7 +241,6 @@ def test_the_schedule_goes_on_with_one_run_for_each_time(outcome: Outcome) -> No
 def test_what_was_killed_comes_back_behind_the_same_address(outcome: Outcome) -> None:
     service = outcome.service
     service.start("prefect-api-1")
-    service.start("prefect-services", 1)
     service.wait("prefect-api-1")
     assert all(is_alive(process) for process in service.processes.values())
     direct = f"http://127.0.0.1:{service.ports['prefect-api-1']}/api/version"
