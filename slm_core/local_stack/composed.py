@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ _PATH = os.pathsep.join((str(PROGRAMS), os.defpath))
 _DATABASES = {"prefect-db": "prefect", "store-db": "slm"}
 """Service to the database and role in it."""
 _START_SECONDS = 120.0
+_WHILE_ONE_DIES = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE)
 
 
 class Service(NamedTuple):
@@ -130,10 +132,25 @@ class Composed:
         """``user:password`` of the API."""
         return self.secrets["prefect-login"]
 
-    def client(self) -> httpx.Client:
-        """Return a client of the API that is signed in."""
+    def ask(self, path: str, body: Any = None) -> Any:
+        """Send one request, signed in: POST with a body, GET without; return the answer.
+
+        As Prefect's own client does, it asks again when a replica died over the request. So what
+        is created should carry an idempotency key.
+
+        Raises:
+            httpx.HTTPError: refused, or not answered.
+        """
         user, _, password = self.login.partition(":")
-        return httpx.Client(base_url=self.api_url, auth=(user, password), timeout=60)
+        method = "GET" if body is None else "POST"
+        with httpx.Client(base_url=self.api_url, auth=(user, password), timeout=60) as client:
+            for pause in (0.5, 1.0, 2.0, 4.0, 0.0):
+                answer = client.request(method, path, json=body)
+                if answer.status_code not in _WHILE_ONE_DIES:
+                    break
+                time.sleep(pause)
+            answer.raise_for_status()
+            return answer.json() if answer.content else None
 
     def environment(self, service: str, **more: str) -> dict[str, str]:
         """Return what a process of ``service`` sees, secrets aside."""

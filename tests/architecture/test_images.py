@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 import typing
 from collections.abc import Iterable
@@ -261,3 +263,20 @@ def closure(wanted: Iterable[Requirement]) -> set[str]:
 def test_the_yaml_files_are_plain_yaml() -> None:
     for path in (ROOT / "docker").glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["services"]
+
+
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    for unit in (ROOT / "deployments" / "systemd").iterdir():
+        # The programs must exist, so they stand for those of a host.
+        text = unit.read_text().replace("/opt/slm-swap/.venv/bin", str(Path(sys.executable).parent))
+        text = text.replace("/opt/slm-swap", str(ROOT)).replace("/usr/bin/pg_dump", "/bin/true")
+        (tmp_path / unit.name).write_text(text)
+    (tmp_path / "slm-worker@gpu.service").write_text((tmp_path / "slm-worker@.service").read_text())
+    (tmp_path / "slm-worker@.service").unlink()
+    units = sorted(str(path) for path in tmp_path.iterdir())
+    result = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True)
+    ours = [line for line in result.stderr.splitlines() if "slm-" in line]
+    assert (result.returncode, ours) == (0, [])

@@ -117,29 +117,24 @@ def eventually(check: Callable[[], Any], seconds: float = 90) -> Any:
     return found
 
 
-def ask(service: Composed, method: str, path: str, body: Any = None) -> Any:
-    with service.client() as client:
-        answer = client.request(method, path, json=body).raise_for_status()
-        return answer.json() if answer.content else None
-
-
 def runs_of(service: Composed, deployment: str) -> list[dict[str, Any]]:
     body = {"deployments": {"name": {"any_": [deployment]}}}
-    return ask(service, "POST", "/flow_runs/filter", body)
+    return service.ask("/flow_runs/filter", body)
 
 
 def run(service: Composed, deployment: str, **body: Any) -> str:
-    found = ask(service, "GET", f"/deployments/name/{deployment}")
-    return ask(service, "POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+    body = {"idempotency_key": str(uuid4())} | body
+    found = service.ask(f"/deployments/name/{deployment}")
+    return service.ask(f"/deployments/{found['id']}/create_flow_run", body)["id"]
 
 
 def state_of(service: Composed, flow_run: str) -> str:
-    return ask(service, "GET", f"/flow_runs/{flow_run}")["state"]["type"]
+    return service.ask(f"/flow_runs/{flow_run}")["state"]["type"]
 
 
 def lines_of(service: Composed, flow_run: str) -> list[str]:
     body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
-    logs = ask(service, "POST", "/logs/filter", body)
+    logs = service.ask("/logs/filter", body)
     return [log["message"] for log in logs if log["message"].startswith("line ")]
 
 
@@ -151,7 +146,7 @@ def reach_threshold(outcome: Outcome) -> None:
         "occurred": datetime.now(UTC).isoformat(),
         "resource": {"prefect.resource.id": f"slm.claim.{uuid4()}"},
     }
-    ask(outcome.service, "POST", "/events", [event])
+    outcome.service.ask("/events", [event])
     outcome.events.append(event["id"])
 
 
@@ -171,7 +166,7 @@ def service(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (project / "prefect.yaml").write_text(DEPLOYMENTS)
     with throwaway_redis() as redis, composed(REPOSITORY, home, postgres_url, redis) as service:
         for pool in ("gpu", "cpu"):
-            ask(service, "POST", "/work_pools/", {"name": pool, "type": "process"})
+            service.ask("/work_pools/", {"name": pool, "type": "process"})
         deploy = [str(PROGRAMS / "prefect"), "--no-prompt", "deploy", "--all"]
         environment = service.environment("deployments", PREFECT_API_AUTH_STRING=service.login)
         subprocess.run(deploy, cwd=project, env=environment, check=True, capture_output=True)
@@ -207,7 +202,7 @@ def test_the_run_completes_with_every_line_of_its_log_once(outcome: Outcome) -> 
     expected = [f"line {number} of {LINES}" for number in range(LINES)]
     eventually(lambda: len(lines_of(outcome.service, outcome.long_run)) >= LINES, seconds=20)
     assert lines_of(outcome.service, outcome.long_run) == expected
-    assert ask(outcome.service, "GET", f"/flow_runs/{outcome.long_run}")["run_count"] == 1
+    assert outcome.service.ask(f"/flow_runs/{outcome.long_run}")["run_count"] == 1
 
 
 def test_each_threshold_starts_exactly_one_run(outcome: Outcome) -> None:
