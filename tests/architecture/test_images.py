@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import typing
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from pydantic import SecretStr
 
 from slm_core.errors import MissingDependency
 from slm_core.local_stack.composed import find_program
@@ -143,11 +141,9 @@ def test_the_server_is_closed_and_quiet(services: dict[str, Any]) -> None:
 
 
 def test_secrets_come_as_files_only(compose: dict[str, Any], services: dict[str, Any]) -> None:
-    secret = {
-        str(field.validation_alias)
-        for field in Settings.model_fields.values()
-        if SecretStr in (field.annotation, *typing.get_args(field.annotation))
-    } | {"PGPASSWORD"}
+    fields = zip(Settings.model_fields.values(), Settings.describe(), strict=True)
+    secret = {doc.name for field, doc in fields if "SecretStr" in repr(field.annotation)}
+    secret.add("PGPASSWORD")
     for name, service in services.items():
         inline = {
             key

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import typing
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from pydantic import SecretStr
 
 from flows.evaluate_model import evaluate_model
 from flows.ingest_calls import ingest_calls
@@ -31,12 +29,12 @@ from tasks.capture import take_claim
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
-SECRET_FIELDS = [
-    (name, str(field.validation_alias))
-    for name, field in Settings.model_fields.items()
-    if SecretStr in (field.annotation, *typing.get_args(field.annotation))
-]
-CANARIES = {variable: f"canary-{name.replace('_', '-')}-5f0c9" for name, variable in SECRET_FIELDS}
+
+CANARIES = {
+    doc.name: f"canary:{name.replace('_', '-')}-5f0c9"
+    for (name, field), doc in zip(Settings.model_fields.items(), Settings.describe(), strict=True)
+    if "SecretStr" in repr(field.annotation)
+}
 PASSWORD = "canary-database-password-5f0c9"
 
 
