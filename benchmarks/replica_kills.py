@@ -30,7 +30,8 @@ from uuid import uuid4
 
 import httpx
 
-from slm_core.local_stack.composed import PROGRAMS, Composed, composed
+from slm_core.local_stack.compose_file import PROGRAMS
+from slm_core.local_stack.composed import Composed, composed
 from slm_core.local_stack.postgres import throwaway_postgres
 from slm_core.local_stack.redis_server import throwaway_redis
 

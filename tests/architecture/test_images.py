@@ -22,7 +22,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from slm_core.errors import MissingDependency
-from slm_core.local_stack.composed import find_program
+from slm_core.local_stack.compose_file import find_program
 from slm_core.settings import NOT_OURS_TO_READ, Settings
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,8 @@ import sqlalchemy as sa
 from redis import Redis
 
 from slm_core.errors import MissingDependency
-from slm_core.local_stack.composed import PROGRAMS, Composed, composed, find_program
+from slm_core.local_stack.compose_file import PROGRAMS, find_program
+from slm_core.local_stack.composed import Composed, composed
 from slm_core.local_stack.processes import is_alive
 from slm_core.local_stack.redis_server import find_redis, throwaway_redis
 from slm_core.testing.leaks import files, find_leaks, tables

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from slm_core.errors import MissingDependency, StackError
-from slm_core.local_stack.composed import find_program, read_services
+from slm_core.local_stack.compose_file import find_program, read_services
 from slm_core.local_stack.ports import is_free
 from slm_core.local_stack.redis_server import answers, find_redis, throwaway_redis
 
@@ -45,5 +45,7 @@ def test_a_file_that_compose_refuses_is_named_with_its_words(tmp_path: Path) -> 
 
 
 def test_a_program_that_is_not_there_is_named_with_its_package() -> None:
-    with pytest.raises(MissingDependency, match="no-such-program is not installed.* some-package"):
+    with pytest.raises(
+        MissingDependency, match=r"no-such-program is not installed\..* some-package"
+    ):
         find_program("no-such-program", "some-package")
