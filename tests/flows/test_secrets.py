@@ -97,6 +97,11 @@ def written(
     service = make_service()
     keys = {k: v for k, v in CANARIES.items() if k not in ("OPENAI_API_KEY", "LANGFUSE_SECRET_KEY")}
     results: list[str] = []
+    patch = pytest.MonkeyPatch()
+    patch.setattr(take_claim, "retry_delay_seconds", [0, 0])
+    for name, value in CANARIES.items():
+        if not name.startswith("PREFECT_"):  # Prefect itself would sign in with it
+            patch.setenv(name, value)  # for processes that the flows start
 
     def run(what: Callable[..., Any], **arguments: Any) -> None:
         state = what(**arguments, return_state=True)
@@ -119,9 +124,7 @@ def written(
         service.configure(**openai, AZURE_ENDPOINT="", AZURE_API_KEY="")
         run(evaluate_model, run_id="eval-2", overrides=service.eval_plan())
         service.configure(SLM_DATABASE_URL=f"postgresql://slm:{PASSWORD}@127.0.0.1:9/slm")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(take_claim, "retry_delay_seconds", [0, 0])
-            run(retrain_student, claim_id=claim_id, run_id="run-2", overrides=service.plan())
+        run(retrain_student, claim_id=claim_id, run_id="run-2", overrides=service.plan())
         service.configure()
         store = sa.create_engine(service.settings.database_url)
         prefect = sa.create_engine(
@@ -137,6 +140,7 @@ def written(
         store.dispose()
         prefect.dispose()
     finally:
+        patch.undo()
         logging.getLogger().removeHandler(lines)
         ours.setLevel(before)
         _wiring._settings.clear()

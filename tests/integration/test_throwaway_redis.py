@@ -45,7 +45,5 @@ def test_a_file_that_compose_refuses_is_named_with_its_words(tmp_path: Path) -> 
 
 
 def test_a_program_that_is_not_there_is_named_with_its_package() -> None:
-    with pytest.raises(
-        MissingDependency, match=r"no-such-program is not .* some-package"
-    ):
+    with pytest.raises(MissingDependency, match=r"no-such-program is not .* some-package"):
         find_program("no-such-program", "some-package")
