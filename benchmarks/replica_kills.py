@@ -106,7 +106,7 @@ def main() -> None:
     print(f"files: {home}")
     with (
         throwaway_postgres() as postgres,
-        throwaway_redis() as redis,
+        throwaway_redis(str(home)) as redis,
         composed(ROOT, home, postgres, redis) as service,
     ):
         _prepare(service, home / "project")

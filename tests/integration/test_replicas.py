@@ -165,7 +165,10 @@ def service(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (project / "flows").mkdir(parents=True)
     (project / "flows" / "count_lines.py").write_text(FLOW)
     (project / "prefect.yaml").write_text(DEPLOYMENTS)
-    with throwaway_redis() as redis, composed(REPOSITORY, home, postgres_url, redis) as service:
+    with (
+        throwaway_redis(str(home)) as redis,
+        composed(REPOSITORY, home, postgres_url, redis) as service,
+    ):
         for pool in ("gpu", "cpu"):
             service.ask("/work_pools/", {"name": pool, "type": "process"})
         deploy = [str(PROGRAMS / "prefect"), "--no-prompt", "deploy", "--all"]
