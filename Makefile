@@ -13,7 +13,7 @@ PYTEST  := $(PYTHON) -m pytest
 STACK   := $(PYTHON) -m slm_core.local_stack
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-gpu check format up down status deploy lock clean
+.PHONY: help install demo demo-short test test-gpu check lint-images format up down status deploy lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -48,11 +48,17 @@ test: $(READY) ## Run every test that needs no GPU, on a real PostgreSQL too
 test-gpu: $(READY) ## Run the tests that need a GPU; fails where there is none
 	$(PYTEST) -m gpu --require-gpu $(PYTEST_ARGS)
 
-check: $(READY) ## Check format, lint, types and layers
+check: $(READY) lint-images ## Check format, lint, types, layers and images
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
+
+lint-images: $(READY) ## Check Dockerfiles, scripts and the compose file
+	$(VENV)/bin/hadolint docker/*.Dockerfile
+	$(VENV)/bin/shellcheck .ci/run docker/*.sh deployments/*.sh
+	$(VENV)/bin/docker-compose --profile '*' --file docker/compose.yaml config --quiet
+	$(VENV)/bin/caddy validate --config docker/Caddyfile 2>/dev/null
 
 format: $(READY) ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .

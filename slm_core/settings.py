@@ -72,9 +72,17 @@ def _database_url(value: str) -> str:
     return value
 
 
+def _login(value: SecretStr) -> SecretStr:
+    user, colon, password = value.get_secret_value().partition(":")
+    if not (user and colon and password):
+        raise ValueError("must be user:password")
+    return value
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 HttpAddress = Annotated[str, AfterValidator(_http_address)]
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+Login = Annotated[SecretStr, AfterValidator(_login)]
 
 
 def _setting(name: str, default: object = None, *, also: str = "", **field: Any) -> Any:
@@ -164,6 +172,10 @@ class Settings(BaseModel):
 
     server_api_key: SecretStr | None = _setting("SLM_SERVER_API_KEY")
     """Key that `slm serve` asks of its callers."""
+    prefect_login: Login | None = _setting(
+        "PREFECT_SERVER_API_AUTH_STRING", also="PREFECT_API_AUTH_STRING"
+    )
+    """`user:password` of the Prefect server that `make up` starts; without it there is no login."""
     retrain_threshold: int = _setting("SLM_RETRAIN_THRESHOLD", 100, ge=1)
     """New usable examples that start a retraining."""
     torch_threads: int | None = _setting("SLM_TORCH_THREADS", ge=1)

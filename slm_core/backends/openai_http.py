@@ -22,6 +22,8 @@ from slm_core.records import Message, ToolUse
 
 log = logging.getLogger(__name__)
 
+_SHORTEST_SECRET = 8
+
 FailureKind = Literal["key", "address", "model", "unreachable", "busy", "row"]
 
 FAILURES: dict[str, FailureKind] = {
@@ -113,6 +115,8 @@ class OpenAiBackend:
         else:
             self._client = OpenAI(base_url=base_url, **common)
         self._model = model
+        # Servers that need no key are given a word such as "key", which is no secret.
+        self._secret = api_key if len(api_key) >= _SHORTEST_SECRET else None
         self._price = usd_per_million
         self._concurrency = concurrency
 
@@ -146,7 +150,7 @@ class OpenAiBackend:
                     answer = waiting.popleft().result()
                 except _Unreachable as gone:
                     if not answered:
-                        raise self._unavailable(gone.cause) from gone.cause
+                        raise self._unavailable(gone.cause) from self._tellable(gone.cause)
                     answer = gone.answer
                 answered = True
                 yield answer
@@ -180,7 +184,7 @@ class OpenAiBackend:
             return self._answer(response, time.monotonic() - began)
         except (AttributeError, TypeError) as error:
             # The client builds its objects from whatever came, without checking.
-            reason = f"The server's answer is no chat completion ({_shown(error)})."
+            reason = f"The server's answer is no chat completion ({self._shown(error)})."
             return Completion("", "error", 0, 0, time.monotonic() - began, error=reason)
 
     def _answer(self, response: Any, seconds: float) -> Completion:
@@ -208,11 +212,11 @@ class OpenAiBackend:
             kind = "key"  # answered with 429, but no waiting helps
         if kind in ("key", "address", "model"):
             raise ConfigError(
-                f"The model server refuses every request ({_shown(error)}). "
+                f"The model server refuses every request ({self._shown(error)}). "
                 f"Check {self._setting(kind)}.",
                 model=self._model,
-            ) from error
-        answer = Completion("", "error", 0, 0, seconds, error=_shown(error))
+            ) from self._tellable(error)
+        answer = Completion("", "error", 0, 0, seconds, error=self._shown(error))
         log.warning("request failed model=%s kind=%s seconds=%.1f", self._model, kind, seconds)
         if kind == "unreachable":
             raise _Unreachable(answer, error)
@@ -220,11 +224,26 @@ class OpenAiBackend:
 
     def _unavailable(self, cause: Exception) -> SlmError:
         return BackendUnavailable(
-            f"The model server cannot be reached ({_shown(cause)}). Check that it runs, and "
+            f"The model server cannot be reached ({self._shown(cause)}). Check that it runs, and "
             f"{self._setting('address')}.",
             address=str(self._client.base_url),
             model=self._model,
         )
+
+    def _shown(self, error: Exception) -> str:
+        """Return the class and at most the first 300 characters of what it says.
+
+        Some servers repeat the key that they refuse, and errors end in databases and reports.
+        """
+        said = str(error)
+        if self._secret is not None:
+            said = said.replace(self._secret, "[key]")
+        return f"{type(error).__name__}: {said[:300]}"
+
+    def _tellable(self, error: Exception) -> Exception | None:
+        """Return the error as a cause to be shown; None when it would tell the key."""
+        tells = self._secret is not None and self._secret in str(error)
+        return None if tells else error
 
     def _setting(self, kind: FailureKind) -> str:
         azure, openai = {
@@ -252,11 +271,6 @@ def failure_kind(error: BaseException) -> FailureKind | None:
     # The client wraps what its HTTP library raised, and the cause says more.
     classes = [*type(error.__cause__).__mro__, *type(error).__mro__]
     return next((FAILURES[c.__name__] for c in classes if c.__name__ in FAILURES), None)
-
-
-def _shown(error: Exception) -> str:
-    """Return the class and at most the first 300 characters of what it says."""
-    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def _messages(prompt: Iterable[Message]) -> list[dict[str, Any]]:

@@ -55,6 +55,12 @@ class Site(NamedTuple):
         return f"{self.dashboard}/api"
 
     @property
+    def login(self) -> str | None:
+        """``user:password`` of the Prefect server; None lets everyone in."""
+        login = self.settings.prefect_login
+        return None if login is None else login.get_secret_value()
+
+    @property
     def database_url(self) -> str:
         """The store: PostgreSQL of this stack, unless the settings name another."""
         if "database_url" in self.settings.model_fields_set:
@@ -68,15 +74,19 @@ class Site(NamedTuple):
 
     def environment(self) -> dict[str, str]:
         """Return what every Prefect process of the stack sees."""
-        return self.settings.child_environment() | {
-            MARKER: str(self.home),
-            "SLM_DATABASE_URL": self.database_url,
-            "PREFECT_HOME": str(self.home / "prefect"),
-            "PREFECT_API_URL": self.api_url,
-            "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-        }
+        return (
+            self.settings.child_environment()
+            | {
+                MARKER: str(self.home),
+                "SLM_DATABASE_URL": self.database_url,
+                "PREFECT_HOME": str(self.home / "prefect"),
+                "PREFECT_API_URL": self.api_url,
+                "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "DO_NOT_TRACK": "1",
+            }
+            | ({"PREFECT_API_AUTH_STRING": self.login} if self.login else {})
+        )
 
 
 def postgres_part(site: Site) -> Part:
@@ -105,7 +115,8 @@ def prefect_part(site: Site) -> Part:
                 "prefect.server.concurrency.lease_storage.filesystem"
             ),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        },
+        }
+        | ({"PREFECT_SERVER_API_AUTH_STRING": site.login} if site.login else {}),
         cwd=site.project,
         ready=lambda _: prefect_api.answers(site.api_url),
         timeout_seconds=120,
@@ -145,7 +156,9 @@ def worker_part(site: Site, pool: str) -> Part:
             "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(site.settings.home / "results"),
         },
         cwd=site.project,
-        ready=lambda worker: prefect_api.is_online(site.api_url, pool, name, since=worker.started),
+        ready=lambda worker: prefect_api.is_online(
+            site.api_url, pool, name, since=worker.started, login=site.login
+        ),
         timeout_seconds=60,
     )
 

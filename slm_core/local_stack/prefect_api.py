@@ -7,6 +7,8 @@ from datetime import datetime
 
 import httpx
 
+from slm_core.errors import StackError
+
 POOLS: Mapping[str, int | None] = {"gpu": 1, "cpu": None}
 """Work pool to the number of runs that its worker takes at once; None means any. The pools
 themselves are declared in ``deployments/pools.yaml``."""
@@ -20,12 +22,31 @@ def answers(api_url: str) -> bool:
         return False
 
 
-def is_online(api_url: str, pool: str, worker: str, since: float) -> bool:
+def is_online(api_url: str, pool: str, worker: str, since: float, login: str | None) -> bool:
     """Whether ``worker`` of ``pool`` has reported to the server after ``since``.
 
-    ``since`` is in seconds since the epoch.
+    Args:
+        api_url: address of the API.
+        pool: work pool.
+        worker: its name.
+        since: seconds since the epoch.
+        login: ``user:password``; None where the server has none.
+
+    Raises:
+        StackError: the server has another login.
     """
-    found = httpx.post(f"{api_url}/work_pools/{pool}/workers/filter", json={}, timeout=10)
+    user, _, password = (login or "").partition(":")
+    found = httpx.post(
+        f"{api_url}/work_pools/{pool}/workers/filter",
+        json={},
+        timeout=10,
+        auth=(user, password) if login else None,
+    )
+    if found.status_code == httpx.codes.UNAUTHORIZED:
+        raise StackError(
+            "The Prefect server runs with another login than PREFECT_SERVER_API_AUTH_STRING. Run "
+            "`make down`, then `make up`."
+        )
     beats = {row["name"]: row["last_heartbeat_time"] for row in found.raise_for_status().json()}
     beat = beats.get(worker)
     return beat is not None and datetime.fromisoformat(beat).timestamp() > since

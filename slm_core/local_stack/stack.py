@@ -180,7 +180,7 @@ class LocalStack:
             "PREFECT_API_URL": site.api_url,
             "SLM_HOME": str(self.settings.home),
             "SLM_DATABASE_URL": site.database_url,
-        }
+        } | ({"PREFECT_API_AUTH_STRING": site.login} if site.login else {})
         exports = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         write_private(self.shell_file, "".join(exports))
         text = self._prefect_file_text()

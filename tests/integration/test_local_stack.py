@@ -31,6 +31,8 @@ from slm_core.settings import Settings
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 REPOSITORY = Path(__file__).parents[2]
 
+LOGIN = ("slm", "a-pass-word")
+
 FLOW = """
 import json, os, subprocess, sys
 from prefect import flow
@@ -75,6 +77,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         "SLM_HOME": str(home),
         "AZURE_ENDPOINT": "http://127.0.0.1:9",  # a configured teacher: no model is needed here
         "PATH": os.environ["PATH"],
+        "PREFECT_SERVER_API_AUTH_STRING": ":".join(LOGIN),
     }
     # Takes the stack down when its input ends: after the last test, or when we are killed.
     code = (
@@ -97,7 +100,8 @@ def running(stack: LocalStack) -> dict[str, ProcessId]:
 def api(stack: LocalStack, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     port = {part.name: part.port for part in stack.status()}["prefect"]
     address = f"http://127.0.0.1:{port}/api{path}"
-    return httpx.request(method, address, json=body, timeout=30).raise_for_status().json()
+    answer = httpx.request(method, address, json=body, timeout=30, auth=LOGIN)
+    return answer.raise_for_status().json()
 
 
 def eventually(check: Callable[[], Any], seconds: float) -> Any:
@@ -172,6 +176,22 @@ def test_two_commands_at_once_are_refused(stack: LocalStack) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(StackError, match="is at work"):
             stack.down()
+
+
+def test_the_login_is_asked_of_everyone_and_told_to_shells_alone(stack: LocalStack) -> None:
+    port = {part.name: part.port for part in stack.status()}["prefect"]
+    address = f"http://127.0.0.1:{port}/api/flows/filter"
+    assert httpx.post(address, json={}).status_code == 401
+    assert f"PREFECT_API_AUTH_STRING={':'.join(LOGIN)}\n" in stack.shell_file.read_text()
+    assert stack.shell_file.stat().st_mode & 0o077 == 0
+    assert LOGIN[1] not in (stack.project / "prefect.toml").read_text()
+
+
+def test_another_login_than_the_servers_is_named(stack: LocalStack) -> None:
+    environ = stack.settings.child_environment() | {"PREFECT_SERVER_API_AUTH_STRING": "slm:other"}
+    other = LocalStack(Settings.from_env(environ), stack.project)
+    with pytest.raises(StackError, match="another login than PREFECT_SERVER_API_AUTH_STRING"):
+        other.up()
 
 
 def test_the_prefect_command_finds_the_stack(stack: LocalStack) -> None:

@@ -6,6 +6,7 @@ import inspect
 import json
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -231,6 +232,24 @@ def test_what_fails_every_row_names_the_setting(
     script.reply = lambda said: (status, body)
     with pytest.raises(ConfigError, match=setting):
         list(backend.complete(ask(*"abcdefghij"), max_tokens=5))
+
+
+@pytest.mark.parametrize("status", [401, 400])
+def test_a_key_that_the_server_repeats_is_not_told(url: str, script: Script, status: int) -> None:
+    key = "sk-0123456789"
+    refusal = {"error": {"message": f"{'no ' * 95}Incorrect API key provided: {key}"}}
+    script.reply = lambda said: (status, refusal)
+    backend = OpenAiBackend("m", api_key=key, base_url=url)
+    if status == 400:
+        (answer,) = backend.complete(ask("x"), max_tokens=5)
+        told = str(answer)
+    else:
+        with pytest.raises(ConfigError) as raised:
+            list(backend.complete(ask("x"), max_tokens=5))
+        told = "".join(traceback.format_exception(raised.value))
+    backend.close()
+    assert "Error code" in told
+    assert "sk-0" not in told  # nor a part of it, where the message is cut
 
 
 def test_azure_is_asked_by_deployment_and_version(url: str, script: Script) -> None:

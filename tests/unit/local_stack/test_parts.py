@@ -88,3 +88,17 @@ def test_no_part_inherits_another_prefect_server() -> None:
     told = worker_part(site(PREFECT_API_URL="http://other/api", PREFECT_PROFILE="x"), "gpu")
     assert told.environment["PREFECT_API_URL"] == "http://127.0.0.1:5002/api"
     assert "PREFECT_PROFILE" not in told.environment
+
+
+def test_the_login_reaches_server_and_workers_alone() -> None:
+    here = site(PREFECT_SERVER_API_AUTH_STRING="slm:secret")
+    assert prefect_part(here).environment["PREFECT_SERVER_API_AUTH_STRING"] == "slm:secret"
+    worker = worker_part(here, "cpu")
+    assert worker.environment["PREFECT_API_AUTH_STRING"] == "slm:secret"
+    assert "PREFECT_SERVER_API_AUTH_STRING" not in worker.environment
+    assert "secret" not in " ".join((*worker.command, *prefect_part(here).command))
+
+
+def test_without_a_login_none_is_asked_for() -> None:
+    told = prefect_part(site()).environment | worker_part(site(), "cpu").environment
+    assert not [name for name in told if "AUTH" in name]

@@ -133,3 +133,11 @@ def test_every_setting_is_described_once() -> None:
     assert shown["SLM_RETRAIN_THRESHOLD"] == "`100`"
     assert shown["SLM_SPOOL_DIR"] == "`{SLM_HOME}/spool`"
     assert shown["AZURE_API_KEY"] == ""
+
+
+@pytest.mark.parametrize("login", ["nobody", ":password", "user:"])
+def test_a_login_is_a_user_and_a_password(login: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_env({"PREFECT_SERVER_API_AUTH_STRING": login})
+    assert "PREFECT_SERVER_API_AUTH_STRING: must be user:password" in str(raised.value)
+    assert Settings.from_env({"PREFECT_API_AUTH_STRING": "u:p:q"}).prefect_login is not None
