@@ -125,6 +125,32 @@ class Claims:
         """
         return self._leave(claim_id, owner, ClaimState.RELEASED, left_with=None)
 
+    def force_release(self, claim_id: str, who: str) -> Claim:
+        """Give a claim back for a run that cannot do it itself any more.
+
+        Whoever calls has made sure that no process is at work on the run.
+
+        Raises:
+            RecordNotFound: there is no such claim.
+            StoreError: no run holds it.
+        """
+        with self._database.write() as connection:
+            before = _get(connection, claim_id)
+            moved = _move(
+                connection,
+                claim_id,
+                ClaimState.RELEASED,
+                _claims.c.owner == before.owner,
+                owner=None,
+            )
+        if moved is None:
+            raise StoreError(
+                f"Claim {claim_id!r} cannot be given back: it is {before.state.value}, and only "
+                "one that a run holds can."
+            )
+        log.warning("claim released by hand id=%s from=%s by=%s", claim_id, before.owner, who)
+        return moved
+
     def done(self, claim_id: str, owner: str) -> Claim:
         """Close the claim for good. Closing it twice is no error.
 
