@@ -113,15 +113,24 @@ class PrefectClient:
             if len(page) < PAGE:
                 return
 
-    def start(self, deployment: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Start a run of ``FLOW/NAME``; return the flow run.
+    def deployment(self, name: str) -> dict[str, Any]:
+        """Return the deployment ``FLOW/NAME``.
 
         Raises:
             PrefectUnavailable: the server knows no such deployment, or does not answer.
         """
-        flow, _, name = deployment.partition("/")
-        found = self.get(f"/deployments/name/{quote(flow)}/{quote(name)}")
-        return self.post(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        flow, _, own = name.partition("/")
+        return self.get(f"/deployments/name/{quote(flow)}/{quote(own)}")
+
+    def start(self, deployment_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Start a run of a deployment; return the flow run.
+
+        Raises:
+            PrefectUnavailable: the server refuses, or does not answer.
+        """
+        return self.post(
+            f"/deployments/{deployment_id}/create_flow_run", {"parameters": parameters}
+        )
 
     def retry(self, run_id: str) -> None:
         """Let a flow run that ended begin again under the same id, as Retry in the dashboard.

@@ -84,11 +84,10 @@ class RunAccount(Record):
         return sum(t for t in totals if t is not None) if totals and None not in totals else None
 
     @property
-    def last_fault(self) -> str | None:
-        """Kind of the fault that ended the last attempt, if one did."""
-        attempts = [part.attempts[-1] for part in self.parts if part.attempts]
-        faults = [attempt.fault.kind for attempt in attempts if attempt.fault]
-        return faults[-1] if faults else None
+    def faults(self) -> tuple[str, ...]:
+        """What ended attempts, in order."""
+        attempts = [attempt for part in self.parts for attempt in part.attempts]
+        return tuple(attempt.fault.kind for attempt in attempts if attempt.fault)
 
 
 def find_accounts(runs: Path, store: Store | None) -> list[RunAccount]:

@@ -64,7 +64,7 @@ BY_ERROR: dict[str, NextStep] = {
     "StoreUnavailable": NextStep(
         "The database did not answer. Once it does, resume.",
         ("slm doctor", _RESUME),
-        "database-down",
+        "store-down",
     ),
     "BackendUnavailable": NextStep(
         "A model server did not answer. Once it does, resume; answers that came are kept.",
@@ -85,7 +85,7 @@ BY_ERROR: dict[str, NextStep] = {
         "Too few of the claimed calls can be trained on. The claim was given back; more calls "
         "mend this.",
         ("slm calls stats",),
-        "retrain-failed",
+        "training-failed",
     ),
 }
 """By the name of the error that ended the run."""
@@ -119,30 +119,30 @@ def _next_step(run: RunAccount) -> NextStep:
                 f"Look on {run.host or 'the machine it began on'}. If that machine is gone for "
                 "good, say so and resume here.",
                 (f"{_RESUME} --host-is-dead",),
-                "training-crashed",
+                "run-stopped",
             )
         case "unfinished":
             return NextStep(
                 "If it does not run any more, take it up again; answers that came are kept.",
                 (_RESUME,),
-                "retrain-failed",
+                "training-failed",
             )
         case "crashed":
             return NextStep(
                 "Its process is gone. Resume: it goes on from the newest sound checkpoint.",
                 (_RESUME,),
-                "training-crashed",
+                "run-stopped",
             )
         case "interrupted":
             known = BY_ERROR.get(_SAME_AS.get(error, error))
             stopped = (
                 "It was stopped, with its checkpoint saved. Resume when nothing speaks against."
             )
-            return known or NextStep(stopped, (_RESUME,), "training-crashed")
+            return known or NextStep(stopped, (_RESUME,), "run-stopped")
         case "failed":
             known = BY_ERROR.get(_SAME_AS.get(error, error))
             again = "Resuming meets the same again until its cause is mended; the log tells more."
-            return known or NextStep(again, (_LOGS, _RESUME), "retrain-failed")
+            return known or NextStep(again, (_LOGS, _RESUME), "training-failed")
 
 
 def _at_work(run: RunAccount) -> NextStep:
@@ -153,5 +153,5 @@ def _at_work(run: RunAccount) -> NextStep:
             f"At work, but its worker gave no sign of life for {min(beats):.0f} s. Loading and "
             "validation can take minutes; a hang is ended by the run itself."
         )
-        return NextStep(words, follow, "training-silent")
+        return NextStep(words, follow, "run-stopped")
     return NextStep("It is at work; there is nothing to do.", follow)

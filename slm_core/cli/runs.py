@@ -239,7 +239,7 @@ def _row(run: RunAccount) -> tuple[str, ...]:
         (f"{run.step} of {total}" if total else str(run.step)) if run.parts else "",
         age(run.created_at),
         run.host,
-        run.why or run.last_fault or "",
+        run.why or ", ".join(run.faults),
     )
 
 
@@ -370,8 +370,13 @@ def _resume_by_prefect(
         client.retry(run.run_id)
         flow_run = {"id": run.run_id, "name": run.run_id}
     else:
+        deployment = client.deployment("resume/run")
         parameters = {"run_id": run.run_id, "host_is_dead": host_is_dead}
-        flow_run = client.start("resume/run", parameters)
+        if "max_attempts" in deployment["parameter_openapi_schema"]["properties"]:
+            # A person asks: the limit is for what resumes by itself.
+            old = client.flow_run(run.flow_run_id or run.run_id)
+            parameters["max_attempts"] = max(3, (old["run_count"] if old else 0) + 1)
+        flow_run = client.start(deployment["id"], parameters)
     url = f"{client.dashboard}/runs/flow-run/{flow_run['id']}"
     if as_json:
         show_json({"run_id": run.run_id, "flow_run_id": flow_run["id"], "url": url})

@@ -125,31 +125,35 @@ class Claims:
         """
         return self._leave(claim_id, owner, ClaimState.RELEASED, left_with=None)
 
-    def force_release(self, claim_id: str, who: str) -> Claim:
-        """Give a claim back for a run that cannot do it itself any more.
+    def force_release(self, claim_id: str, who: str, *, owner: str | None = None) -> Claim:
+        """Take the claim from the run that holds it, and give it back. No error if it is back.
 
-        Whoever calls has made sure that no process is at work on the run.
+        Only for a run that will never go on: one that does would train on it a second time.
+
+        Args:
+            claim_id: which claim.
+            who: takes it, for the log.
+            owner: take it from this run only; by default from whichever holds it.
 
         Raises:
             RecordNotFound: there is no such claim.
-            StoreError: no run holds it.
+            StoreError: no run holds it, or another than ``owner`` does.
         """
         with self._database.write() as connection:
             before = _get(connection, claim_id)
-            moved = _move(
-                connection,
-                claim_id,
-                ClaimState.RELEASED,
-                _claims.c.owner == before.owner,
-                owner=None,
-            )
-        if moved is None:
+            held = _claims.c.owner == (before.owner if owner is None else owner)
+            moved = _move(connection, claim_id, ClaimState.RELEASED, held, owner=None)
+            claim = moved or _get(connection, claim_id)
+        if moved is not None:
+            log.warning("claim taken from its run id=%s run=%s by=%s", claim_id, before.owner, who)
+        elif claim.state is not ClaimState.RELEASED:
+            holder = f", held by {claim.owner!r}" if claim.owner else ""
             raise StoreError(
-                f"Claim {claim_id!r} cannot be given back: it is {before.state.value}, and only "
-                "one that a run holds can."
+                f"Claim {claim_id!r} cannot be released: it is {claim.state.value}{holder}. Only "
+                "one that a run holds can be taken from it.",
+                owner=owner,
             )
-        log.warning("claim released by hand id=%s from=%s by=%s", claim_id, before.owner, who)
-        return moved
+        return claim
 
     def done(self, claim_id: str, owner: str) -> Claim:
         """Close the claim for good. Closing it twice is no error.

@@ -28,7 +28,7 @@ def teacher(settings: Settings) -> Answer:
         return failed(f"{where} does not answer ({type(error).__name__}).", page)
     if answer.status_code in (401, 403):
         return failed(f"{where} refuses the key: HTTP {answer.status_code}.", "renew the key", page)
-    if answer.status_code >= 500 or answer.status_code == 429:
+    if answer.status_code in (429, 500, 502, 503, 504):
         return warned(f"{where} answers HTTP {answer.status_code}.", page)
     if answer.is_success:
         return passed(f"{where} answers and takes the key.")

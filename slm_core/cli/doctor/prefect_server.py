@@ -15,6 +15,12 @@ from slm_core.errors import PrefectUnavailable
 from slm_core.settings import Settings
 
 DEPLOY = "make deploy"
+CRASH_AUTOMATIONS = (
+    "slm: mark silent runs crashed",
+    "slm: mark runs that never began crashed",
+    "slm: resume crashed trainings",
+)
+"""Made by `make deploy`; without them a run that dies with its machine is never noticed."""
 _SECONDS = 3.0
 _DOWN = "see RUNBOOK.md#prefect-down"
 _SETTLED = timedelta(minutes=2)
@@ -157,7 +163,7 @@ def workers(settings: Settings) -> Answer:
                     problems.append(f"nobody looks at queue {pool}/{queue['name']}")
     if not used:
         return unknown("No deployment names a work pool.", DEPLOY)
-    mend = ("prefect work-pool ls", "make up", "see RUNBOOK.md#worker-offline")
+    mend = ("prefect work-pool ls", "make up", "see RUNBOOK.md#no-worker")
     if problems:
         return failed(f"{'; '.join(problems)}.", *mend)
     return passed(f"Workers: {', '.join(counts)}; {len(used)} queues are looked at.")
@@ -169,15 +175,20 @@ def automations(settings: Settings) -> Answer:
         return unknown(no_server(settings))
     with _client(settings) as client:
         found = {one["name"]: one["enabled"] for one in client.every("/automations/filter")}
-    off = sorted(name for name, enabled in found.items() if not enabled)
-    if not found:
-        return failed("There are none: a run that dies with its host stays Running.", DEPLOY)
+    missing = sorted(set(CRASH_AUTOMATIONS) - set(found))
+    if missing:
+        return failed(
+            f"{len(missing)} of {len(CRASH_AUTOMATIONS)} that end dead runs are missing: "
+            f"{', '.join(missing)}. A run that dies with its machine stays Running.",
+            DEPLOY,
+        )
+    off = sorted(name for name in found if name.startswith("slm: ") and not found[name])
     if off:
         return warned(
             f"{len(off)} of {len(found)} are off: {', '.join(off)}.",
             *(f"prefect automation resume '{name}'" for name in off),
         )
-    return passed(f"{len(found)} automations, all on: {', '.join(sorted(found))}.")
+    return passed(f"{len(found)} automations, ours all on: {', '.join(sorted(found))}.")
 
 
 def scheduler(settings: Settings) -> Answer:
@@ -212,7 +223,7 @@ def scheduler(settings: Settings) -> Answer:
             f"{len(late)} runs are late: {', '.join(sorted(one['name'] for one in late)[:5])}. "
             "Nobody takes them up.",
             "prefect work-pool ls",
-            "see RUNBOOK.md#worker-offline",
+            "see RUNBOOK.md#no-worker",
         )
     if not scheduled:
         return warned("No deployment has an active schedule.", DEPLOY)

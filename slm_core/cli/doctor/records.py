@@ -39,7 +39,7 @@ def database(settings: Settings) -> Answer:
     from slm_core.store.engine import Database
 
     database = Database(settings.database_url)
-    page = "see RUNBOOK.md#database-down"
+    page = "see RUNBOOK.md#store-down"
     try:
         if database.path is not None and not database.path.is_file():
             return failed(
