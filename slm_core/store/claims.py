@@ -126,13 +126,14 @@ class Claims:
         return self._leave(claim_id, owner, ClaimState.RELEASED, left_with=None)
 
     def force_release(self, claim_id: str, who: str, *, owner: str | None = None) -> Claim:
-        """Take the claim from the run that holds it, and give it back. No error if it is back.
+        """Give a claim back for a run that cannot do it itself any more.
 
-        Only for a run that will never go on: one that does would train on it a second time.
+        Whoever calls has made sure that the run will never go on: it would train on the claim a
+        second time.
 
         Args:
             claim_id: which claim.
-            who: takes it, for the log.
+            who: takes it away, for the log.
             owner: take it from this run only; by default from whichever holds it.
 
         Raises:
@@ -143,17 +144,14 @@ class Claims:
             before = _get(connection, claim_id)
             held = _claims.c.owner == (before.owner if owner is None else owner)
             moved = _move(connection, claim_id, ClaimState.RELEASED, held, owner=None)
-            claim = moved or _get(connection, claim_id)
-        if moved is not None:
-            log.warning("claim taken from its run id=%s run=%s by=%s", claim_id, before.owner, who)
-        elif claim.state is not ClaimState.RELEASED:
-            holder = f", held by {claim.owner!r}" if claim.owner else ""
+        if moved is None:
             raise StoreError(
-                f"Claim {claim_id!r} cannot be released: it is {claim.state.value}{holder}. Only "
-                "one that a run holds can be taken from it.",
+                f"Claim {claim_id!r} cannot be given back: it is {before.state.value}, held by "
+                f"{before.owner!r}. Only a claim that a run holds can be taken from that run.",
                 owner=owner,
             )
-        return claim
+        log.warning("claim taken from its run id=%s run=%s by=%s", claim_id, before.owner, who)
+        return moved
 
     def done(self, claim_id: str, owner: str) -> Claim:
         """Close the claim for good. Closing it twice is no error.
