@@ -16,19 +16,15 @@ from slm_core.cli.opening import load_settings, opened_store
 from slm_core.cli.terminal import (
     JsonFlag,
     age,
-    moment,
-    show_facts,
     show_json,
     show_table,
-    span,
     warn,
 )
-from slm_core.errors import ConfigError, PrefectUnavailable, RecordNotFound, RunBusy, StoreError
+from slm_core.errors import ConfigError, PrefectUnavailable, RecordNotFound, StoreError
 
 if TYPE_CHECKING:
     from slm_core.cli.prefect_client import PrefectClient
-    from slm_core.cli.run_account import PartAccount, RunAccount
-    from slm_core.records import Attempt
+    from slm_core.cli.run_account import RunAccount
     from slm_core.settings import Settings
     from slm_core.store import Store
 
@@ -57,7 +53,8 @@ def list_runs(as_json: JsonFlag = False) -> None:
 def show(run: RunId, as_json: JsonFlag = False) -> None:
     """Show one run: what it was told, its attempts and checkpoints, its results, what to do."""
     from slm_core.cli.run_account import choose
-    from slm_core.cli.run_next import RUNBOOK, next_step
+    from slm_core.cli.run_next import next_step
+    from slm_core.cli.run_page import checkpoints_of, show_run
 
     settings = load_settings()
     with _store_if_there(settings) as store:
@@ -65,7 +62,7 @@ def show(run: RunId, as_json: JsonFlag = False) -> None:
         decision = _decision(found, store)
     flow_run = _flow_run(settings, found)
     step = next_step(found)
-    checkpoints = {part.run_id: _checkpoints(part) for part in found.parts}
+    checkpoints = {part.run_id: checkpoints_of(part) for part in found.parts}
     if as_json:
         show_json(
             {
@@ -77,28 +74,7 @@ def show(run: RunId, as_json: JsonFlag = False) -> None:
             }
         )
         return
-    facts = {
-        "run": f"{found.run_id}  ({found.flow}{', ' + found.reason if found.reason else ''})",
-        "state": f"{found.state}, stage: {found.stage}",
-        "why": found.why,
-        "begun": f"{moment(found.created_at)}, {age(found.created_at)} ago",
-        "host": found.host,
-        "folder": found.folder or "",
-        "claim": _claim(found),
-        "dataset": found.dataset_id or "",
-        "evaluation": found.evaluation or "",
-        "decision": decision or found.outcome or "",
-        "report": found.report or "",
-        "prefect": _prefect_words(flow_run),
-    }
-    show_facts({name: value for name, value in facts.items() if value})
-    for part in found.parts:
-        _show_part(part, checkpoints[part.run_id])
-    typer.echo(f"\nNext: {step.words}")
-    for line in step.commands:
-        typer.echo(f"  {line}")
-    if step.page:
-        typer.echo(f"  ({RUNBOOK}#{step.page})")
+    show_run(found, decision, checkpoints, flow_run, step)
 
 
 @app.command()
@@ -121,6 +97,7 @@ def resume(
     """
     from slm_core.cli.prefect_client import no_server, prefect_client
     from slm_core.cli.run_account import choose
+    from slm_core.cli.run_resume import refuse, resume_by_prefect
     from slm_core.cli.train import resume_here
     from slm_core.training.orders import OrderBook
 
@@ -129,11 +106,11 @@ def resume(
     run_id = run or book.newest_resumable().run_id
     with _store_if_there(settings) as store:
         found = choose(_accounts(settings, store), run_id)
-    _refuse(found, host_is_dead=host_is_dead)
+    refuse(found, host_is_dead=host_is_dead)
     if settings.prefect_api_url is not None and not here:
         try:
             with prefect_client(settings) as client:
-                _resume_by_prefect(client, found, host_is_dead=host_is_dead, as_json=as_json)
+                resume_by_prefect(client, found, host_is_dead=host_is_dead, as_json=as_json)
         except PrefectUnavailable as error:
             raise PrefectUnavailable(
                 f"{error.message} Without Prefect, on the machine that is to train: "
@@ -243,14 +220,6 @@ def _row(run: RunAccount) -> tuple[str, ...]:
     )
 
 
-def _claim(run: RunAccount) -> str:
-    if run.claim is None:
-        return run.claim_id or ""
-    claim = run.claim
-    holder = f", held by {claim.owner}" if claim.owner else ""
-    return f"{claim.id}  {claim.state}{holder}, {claim.size} calls, attempt {claim.attempts}"
-
-
 def _decision(run: RunAccount, store: Store | None) -> str | None:
     """Return the verdict on the run's evaluation."""
     if run.evaluation is None or store is None:
@@ -282,107 +251,6 @@ def _flow_run(settings: Settings, run: RunAccount) -> dict[str, Any] | None:
             "message": state.get("message") or "",
             "url": f"{client.dashboard}/runs/flow-run/{found['id']}",
         }
-
-
-def _prefect_words(flow_run: dict[str, Any] | None) -> str:
-    if flow_run is None:
-        return ""
-    said = f": {flow_run['message']}" if flow_run["message"] else ""
-    return f"{flow_run['name']}, {flow_run['state']}{said}  {flow_run['url']}"
-
-
-def _checkpoints(part: PartAccount) -> list[dict[str, Any]]:
-    """Return the checkpoints, newest first, down to the first sound one."""
-    from slm_core.training.checkpoints import look
-
-    return [
-        {"step": seen.step, "path": str(seen.path), "problem": seen.problem}
-        for seen in look(Path(part.folder) / "checkpoints")
-    ]
-
-
-def _show_part(part: PartAccount, checkpoints: list[dict[str, Any]]) -> None:
-    typer.echo(f"\nTraining {part.run_id}")
-    left = f", {span(part.eta_seconds)} left" if part.eta_seconds else ""
-    beat = part.beat_seconds_ago
-    words = [
-        f"{'newest sound' if one['problem'] is None else 'not sound'}: step {one['step']}"
-        + (f" ({one['problem']})" if one["problem"] else f"  {one['path']}")
-        for one in checkpoints
-    ]
-    facts = {
-        "folder": part.folder,
-        "step": f"{part.step} of {part.total_steps or '?'}{left}",
-        "last sign of life": "" if beat is None else f"{span(beat)} ago",
-        "checkpoints": "\n".join(words) or "none",
-        "adapter": part.adapter_id or "",
-    }
-    show_facts({name: value for name, value in facts.items() if value})
-    show_table(
-        ("attempt", "began", "steps", "plan", "why this plan", "ended by"),
-        map(_attempt_row, part.attempts),
-        empty="No attempt yet.",
-    )
-
-
-def _attempt_row(attempt: Attempt) -> tuple[str, ...]:
-    fault = attempt.fault
-    ended = f"{fault.kind}: {fault.message}" if fault else ("done" if attempt.ended_at else "")
-    return (
-        str(attempt.number),
-        moment(attempt.started_at),
-        f"{attempt.first_step} to {attempt.last_step}",
-        _plan(attempt.plan),
-        "; ".join([attempt.reason, *attempt.recoveries]),
-        ended,
-    )
-
-
-def _plan(plan: dict[str, Any]) -> str:
-    if not plan:
-        return ""
-    words = [
-        f"{plan.get('rows_per_step', '?')} rows a step, {plan.get('pass_rows', '?')} a pass",
-        f"length {plan.get('max_length', '?')}",
-        f"{plan.get('world_size', 1)} worker(s)",
-        *plan.get("changes", ()),
-    ]
-    return ", ".join(words)
-
-
-def _refuse(run: RunAccount, *, host_is_dead: bool) -> None:
-    """Refuse what would do the same work twice, or has no work left."""
-    if run.state == "at work":
-        raise RunBusy(f"Run {run.run_id} is at work; wait for it, or cancel it first.")
-    if run.state == "completed":
-        raise ConfigError(f"Run {run.run_id} is complete; there is nothing to go on with.")
-    if run.state == "elsewhere" and not host_is_dead:
-        raise RunBusy(
-            f"Run {run.run_id} began on {run.host or 'another machine'} and was never reported to "
-            "have ended. If that machine is gone for good, add --host-is-dead."
-        )
-
-
-def _resume_by_prefect(
-    client: PrefectClient, run: RunAccount, *, host_is_dead: bool, as_json: bool
-) -> None:
-    if run.flow == "eval":
-        client.retry(run.run_id)
-        flow_run = {"id": run.run_id, "name": run.run_id}
-    else:
-        deployment = client.deployment("resume/run")
-        parameters = {"run_id": run.run_id, "host_is_dead": host_is_dead}
-        if "max_attempts" in deployment["parameter_openapi_schema"]["properties"]:
-            # A person asks: the limit is for what resumes by itself.
-            old = client.flow_run(run.flow_run_id or run.run_id)
-            parameters["max_attempts"] = max(3, (old["run_count"] if old else 0) + 1)
-        flow_run = client.start(deployment["id"], parameters)
-    url = f"{client.dashboard}/runs/flow-run/{flow_run['id']}"
-    if as_json:
-        show_json({"run_id": run.run_id, "flow_run_id": flow_run["id"], "url": url})
-        return
-    show_facts({"run": run.run_id, "taken up by": f"flow run {flow_run['name']}", "see": url})
-    typer.echo(f"  slm runs logs {run.run_id} --follow")
 
 
 def _show_flow_log(client: PrefectClient, flow_runs: list[str], lines: int) -> PrefectClient | None:

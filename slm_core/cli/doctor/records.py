@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slm_core.cli.doctor.findings import Answer, failed, passed, unknown, warned
-from slm_core.errors import StoreError, StoreUnavailable
+from slm_core.errors import StoreError
 from slm_core.settings import Settings
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from slm_core.store import Store
     from slm_core.store.engine import Database
 
@@ -50,7 +52,12 @@ def database(settings: Settings) -> Answer:
             began = time.monotonic()
             connection.scalar(sa.text("select 1"))
             seconds = time.monotonic() - began
-            server, used = _server(connection, sqlite=database.path is not None)
+            if database.path is None:
+                server = f"PostgreSQL {connection.scalar(sa.text('show server_version'))}"
+                used, most = _connections(connection)
+            else:
+                server = f"SQLite {connection.scalar(sa.text('select sqlite_version()'))}"
+                used, most = 0, 0
         revision = _revision(database)
         if revision != schema.REVISION:
             return failed(
@@ -61,15 +68,15 @@ def database(settings: Settings) -> Answer:
         nothing = sa.update(schema.claims).where(sa.false()).values(attempts=0)
         with database.write() as connection:
             connection.execute(nothing)
-    except StoreUnavailable as error:
+    except StoreError as error:
         return failed(str(error), page)
     finally:
         database.close()
     seen = (
         f"{database.url}: {server}, revision {revision}, writable, {seconds * 1000:.1f} ms for a "
-        f"question{used.words}."
+        "question" + (f", {used} of {most} connections in use." if most else ".")
     )
-    if used.share > CONNECTIONS_SHARE:
+    if used > CONNECTIONS_SHARE * most:
         return warned(seen, "close idle clients, or raise max_connections", page)
     if seconds > SLOW_SECONDS:
         return warned(seen, "look for load or a long transaction on the server", page)
@@ -93,24 +100,13 @@ def _revision(database: Database) -> str | None:
         return connection.scalar(sa.text(f"select version_num from {VERSION_TABLE}"))
 
 
-class _Used:
-    """How many of a server's connections are taken."""
-
-    def __init__(self, now: int = 0, most: int = 0) -> None:
-        self.share = now / most if most else 0.0
-        self.words = f", {now} of {most} connections in use" if most else ""
-
-
-def _server(connection: object, *, sqlite: bool) -> tuple[str, _Used]:
+def _connections(connection: sa.Connection) -> tuple[int, int]:
+    """Return how many connections of a PostgreSQL server are in use, and how many it takes."""
     import sqlalchemy as sa
 
-    assert isinstance(connection, sa.Connection)
-    if sqlite:
-        return f"SQLite {connection.scalar(sa.text('select sqlite_version()'))}", _Used()
-    version = connection.scalar(sa.text("show server_version"))
-    now = connection.scalar(sa.text("select count(*) from pg_stat_activity"))
+    used = connection.scalar(sa.text("select count(*) from pg_stat_activity"))
     most = connection.scalar(sa.text("show max_connections"))
-    return f"PostgreSQL {version}", _Used(int(now or 0), int(most or 0))
+    return int(used or 0), int(most or 0)
 
 
 def spool(settings: Settings) -> Answer:
