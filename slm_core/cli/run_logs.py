@@ -15,7 +15,26 @@ from slm_core.training.run_folder import ATTEMPT_MARK
 _MARK = re.compile(rf"^{re.escape(ATTEMPT_MARK)} (\d+) ", re.MULTILINE)
 _LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 LOOK_SECONDS = 1.0
+BEGIN_SECONDS = 60.0
+"""A run that was just resumed waits so long at most for a worker, and to be loaded."""
 _SERVER_SECONDS = 5.0
+
+
+class Watch:
+    """Whether a run goes on, or may be about to."""
+
+    def __init__(self, run: RunAccount, at_work: Callable[[], bool]) -> None:
+        self._at_work = at_work
+        # Only an order tells whether its run is at work; others are watched until Ctrl-C.
+        self._told = run.folder is not None and (Path(run.folder) / "order.json").is_file()
+        over = run.state == "completed"
+        self._until = time.monotonic() + (0.0 if over else BEGIN_SECONDS)
+
+    def __call__(self) -> bool:
+        if self._at_work():
+            self._until = 0.0
+            return True
+        return not self._told or time.monotonic() < self._until
 
 
 def worker_logs(run: RunAccount) -> list[Path]:

@@ -164,13 +164,9 @@ def logs(
         if not follow:
             return
         book = OrderBook(settings.home / "runs")
-        at_rest = found.state in ("completed", "failed", "interrupted", "crashed")
-        # Only an order tells whether it still runs; the log of another is followed until Ctrl-C.
+        watch = run_logs.Watch(found, lambda: book.at_work(found.run_id))
         for line in run_logs.follow(
-            lambda: run_logs.worker_logs(found),
-            server,
-            flow_runs,
-            going_on=lambda: book.at_work(found.run_id) or not (at_rest or _has_order(found)),
+            lambda: run_logs.worker_logs(found), server, flow_runs, going_on=watch
         ):
             typer.echo(line)
 
@@ -266,7 +262,3 @@ def _show_flow_log(client: PrefectClient, flow_runs: list[str], lines: int) -> P
         typer.echo(f"---- Prefect, flow run {flow_runs[0]}")
         typer.echo("\n".join(found[-lines:] if lines else found))
     return client
-
-
-def _has_order(run: RunAccount) -> bool:
-    return run.folder is not None and (Path(run.folder) / "order.json").is_file()

@@ -26,6 +26,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from slm_core.cli import run_logs
 from slm_core.cli.app import app
 from slm_core.local_stack import LocalStack
 from slm_core.records import Quarantined, RunState
@@ -384,6 +385,7 @@ def test_a_run_is_resumed_and_followed_by_prefect(
     OrderBook(site.home / "runs").note("crashed-run", flow_run_id=flow_run_id)
     line = {"name": "t", "level": 20, "message": "words of the flow", "flow_run_id": flow_run_id}
     site.api("POST", "/logs/", [line | {"timestamp": flow_run["created"]}])  # type: ignore[arg-type]
+    monkeypatch.setattr(run_logs, "BEGIN_SECONDS", 2.0)
     shown = CliRunner().invoke(app, ["runs", "logs", "crashed-run", "--follow"])
     assert "the worker's words" in shown.stdout
     assert "INFO     words of the flow" in shown.stdout

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from slm_core.cli import run_logs
 from slm_core.cli.run_next import BY_ERROR
 from slm_core.records import Attempt, Fault, RunState
 from slm_core.store import Store
@@ -204,6 +207,29 @@ def test_logs_are_cut_by_attempt(slm: Any, slm_home: Path, book: OrderBook) -> N
     assert "first words" not in second
     assert "no attempt 3" in slm("runs", "logs", "run-1", "--attempt", 3).stderr
     assert slm("runs", "logs", "run-1", "-n", 1).stdout.splitlines()[1:] == ["second words"]
+
+
+def test_a_log_is_followed_while_the_run_is_at_work_and_no_longer(
+    slm: Any, slm_home: Path, book: OrderBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_logs, "BEGIN_SECONDS", 30.0)
+    monkeypatch.setattr(run_logs, "LOOK_SECONDS", 0.05)
+    run = train(slm_home, "run-1")
+    book.write(order("run-1"))
+
+    def work() -> None:
+        time.sleep(0.3)  # it begins only after somebody began to follow it
+        with book.hold("run-1"):
+            time.sleep(0.3)
+            with run.log.open("a") as log:
+                log.write("words of the third attempt\nhalf a li")
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    shown = slm("runs", "logs", "run-1", "--follow").stdout
+    worker.join()
+    assert "words of the third attempt" in shown
+    assert "half a li" not in shown
 
 
 def test_a_run_without_a_log_says_so(slm: Any, book: OrderBook) -> None:
