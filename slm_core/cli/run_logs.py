@@ -86,7 +86,8 @@ def follow(
             with file.open("rb") as log:
                 log.seek(offsets.get(file, 0))
                 added = log.read()
-            whole = added[: added.rfind(b"\n") + 1]
+            # A line that is being written is left for the next look.
+            whole = added if last_look else added[: added.rfind(b"\n") + 1]
             offsets[file] = offsets.get(file, 0) + len(whole)
             yield from whole.decode("utf-8", "replace").splitlines()
         if server and (last_look or time.monotonic() - asked > _SERVER_SECONDS):
