@@ -31,6 +31,7 @@
       BadRequest              a request to a server of ours cannot be honoured
       StackError              a part of the local stack did not start or did not stop
       TracingUnavailable      Langfuse is required and does not answer
+      PrefectUnavailable      (retryable) the Prefect server does not answer, or refuses us
       IllegalPromotion        a route may not move that way
         PromptMismatch        an adapter would see another prompt than in training
 
@@ -208,6 +209,12 @@ class StackError(SlmError):
 
 class TracingUnavailable(SlmError):
     """Langfuse is required (SLM_REQUIRE_LANGFUSE=1) and does not answer."""
+
+
+class PrefectUnavailable(SlmError):
+    """The Prefect server does not answer, or refuses what was asked; ``status`` if it said so."""
+
+    retryable = True
 
 
 class IllegalPromotion(SlmError):

@@ -29,8 +29,8 @@ from pydantic.fields import FieldInfo
 from slm_core.errors import ConfigError
 from slm_core.tracing.config import LangfuseConfig
 
-NOT_OURS_TO_READ = frozenset({"SLM_REPO", "SLM_STACK", "SLM_SHARED_DATA"})
-"""Set for others to read: Prefect's pull step, the local stack's marker, optional tests."""
+NOT_OURS_TO_READ = frozenset({"SLM_STACK", "SLM_SHARED_DATA"})
+"""Set for others to read: the local stack's marker, optional tests."""
 
 
 class Teacher(NamedTuple):
@@ -188,6 +188,15 @@ class Settings(BaseModel):
     """GPUs that this machine must show; fewer fail its health check."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _setting("SLM_LOG_LEVEL", "INFO")
     """Least severe log line that is shown."""
+
+    prefect_api_url: HttpAddress | None = _setting("PREFECT_API_URL")
+    """Address of the Prefect server's API, for `slm runs` and `slm doctor`."""
+    prefect_api_auth_string: SecretStr | None = _setting("PREFECT_API_AUTH_STRING")
+    """Its login, as `user:password`."""
+    do_not_track: bool = _setting("DO_NOT_TRACK", False)
+    """`1`: Prefect's library sends no telemetry."""
+    repo: AbsolutePath | None = _setting("SLM_REPO")
+    """Folder that holds `flows/` where a worker runs; unset where deployments are registered."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

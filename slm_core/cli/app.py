@@ -16,6 +16,7 @@ from slm_core import __version__
 from slm_core.cli import (
     adapters,
     calls,
+    claims,
     datasets,
     evaluations,
     gpus,
@@ -27,6 +28,7 @@ from slm_core.cli import (
     train,
 )
 from slm_core.cli.ask import ask
+from slm_core.cli.doctor.command import doctor
 from slm_core.cli.serve import serve
 from slm_core.errors import ConfigError, SlmError
 
@@ -50,11 +52,13 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(ask)
+app.command()(doctor)
 app.add_typer(calls.app, name="calls")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(train.app, name="train")
 app.add_typer(runs.app, name="runs")
+app.add_typer(claims.app, name="claims")
 app.add_typer(evaluations.app, name="evaluations")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(routes.app, name="routes")

@@ -81,6 +81,24 @@ def moment(when: datetime) -> str:
     return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def span(seconds: float) -> str:
+    """Return a length of time as people say it: ``3 h 12 min``."""
+    whole = int(seconds)
+    for size, name, smaller, part in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // smaller} {part}"
+    return f"{whole} s"
+
+
+def age(when: datetime) -> str:
+    """Return how long ago ``when`` was."""
+    return span(max(0.0, (datetime.now(UTC) - when.astimezone(UTC)).total_seconds()))
+
+
 def current_user() -> str:
     """Return who runs the command, for the record of what they did."""
     try:

@@ -37,13 +37,25 @@ def resume(
 
     Of a retraining only the training is done here; what comes after it needs the flow `resume`.
     """
+    from slm_core.training.orders import OrderBook
+
+    settings = load_settings(log_level="INFO")
+    book = OrderBook(settings.home / "runs")
+    resume_here(settings, book.get(run) if run else book.newest_resumable(), as_json=as_json)
+
+
+def resume_here(settings: Settings, order: Order, *, as_json: bool) -> None:
+    """Go on with the trainings of a run in this process, and say what came of it.
+
+    Raises:
+        ConfigError: the run had not come to its training.
+        SlmError: see ``train_recorded``.
+    """
     from slm_core.training.base_model import check_base_model
     from slm_core.training.orders import OrderBook
     from slm_core.training.recorded import train_recorded
 
-    settings = load_settings(log_level="INFO")
     book = OrderBook(settings.home / "runs")
-    order = book.get(run) if run else book.newest_resumable()
     whole = order.flow == "train"
     dataset_id = _ready(order)
     token = settings.hf_token.get_secret_value() if settings.hf_token else None

@@ -68,6 +68,7 @@ class AttemptLog:
         )
         self._all.append(attempt)
         self._write()
+        self._run.mark_log(attempt)
         self._say()
 
     def look(self) -> None:

@@ -89,6 +89,25 @@ def newest(folder: Path) -> Checkpoint | None:
     return found
 
 
+class Seen(NamedTuple):
+    """A checkpoint as it lies there."""
+
+    path: Path
+    step: int
+    problem: str | None
+    """Why it cannot be resumed from; None if it can."""
+
+
+def look(folder: Path) -> list[Seen]:
+    """Return the checkpoints, newest first, down to the first sound one; nothing is touched."""
+    seen: list[Seen] = []
+    for path in _by_step(folder, "step-"):
+        seen.append(Seen(path, int(path.name.removeprefix("step-")), _problem(path)))
+        if seen[-1].problem is None:
+            break
+    return seen
+
+
 def best(folder: Path) -> Checkpoint | None:
     """Return the checkpoint of the best validation loss; None when no sound one is there."""
     return _newest_sound(folder, "best-")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ from slm_core.records import Attempt, Record
 from slm_core.training.durable import write_json
 from slm_core.training.plan import Plan
 from slm_core.training.spec import TrainingSpec
+
+log = logging.getLogger(__name__)
+
+ATTEMPT_MARK = "==== attempt"
+"""Begins the line of ``worker.log`` after which an attempt's words follow."""
 
 # A worker whose parent was killed is killed with it, but needs a moment to be gone.
 _LOCK_WAIT_SECONDS = 1.0
@@ -148,6 +154,16 @@ class RunFolder:
     def write_attempts(self, attempts: list[Attempt]) -> None:
         """Replace the list of attempts."""
         write_json(self._attempts, [attempt.model_dump(mode="json") for attempt in attempts])
+
+    def mark_log(self, attempt: Attempt) -> None:
+        """Let the log of all attempts say where this one begins."""
+        why = " ".join(attempt.reason.split())
+        line = f"{attempt.started_at:%Y-%m-%d %H:%M:%S} UTC, after step {attempt.first_step}: {why}"
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{ATTEMPT_MARK} {attempt.number} {line}\n")
+        except OSError as error:  # it is for readers only
+            log.warning("attempt not marked in the log number=%d: %s", attempt.number, error)
 
     def write_job(self, job: Job) -> None:
         """Leave the order for the workers, and forget what those before have said."""

@@ -41,7 +41,9 @@ def test_runs(slm: Any, records: Store) -> None:
     shown = slm("runs", "list").stdout
     assert run.id in shown
     assert "out_of_memory" in shown
-    assert slm.json("runs", "list") == [run.model_dump(mode="json")]
+    (found,) = slm.json("runs", "list")
+    assert (found["run_id"], found["state"]) == (run.id, "completed")
+    assert found["parts"][0]["attempts"] == [a.model_dump(mode="json") for a in run.attempts]
 
 
 def test_evaluations(slm: Any, records: Store) -> None:
