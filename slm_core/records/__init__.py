@@ -45,7 +45,20 @@ from slm_core.records.health import (
     NextAction,
     Triage,
 )
-from slm_core.records.serving import Promotion, Route, Stage
+from slm_core.records.rates import Interval, wilson
+from slm_core.records.serving import (
+    Approval,
+    ApprovalState,
+    PlannedMove,
+    Promotion,
+    RiskTier,
+    Route,
+    Stage,
+    TrafficKey,
+    TrafficLimits,
+    TrafficOutcome,
+    TrafficRole,
+)
 from slm_core.records.training import Adapter, Attempt, Fault, LossPoint, RunState, TrainingRun
 
 __all__ = [
@@ -53,6 +66,8 @@ __all__ = [
     "SPLITS",
     "TRACKS",
     "Adapter",
+    "Approval",
+    "ApprovalState",
     "ArmName",
     "ArmResult",
     "Attempt",
@@ -77,15 +92,18 @@ __all__ = [
     "HealthCheck",
     "HealthReport",
     "IngestReport",
+    "Interval",
     "LossPoint",
     "Message",
     "Metric",
     "NextAction",
     "Outcome",
     "PairedDifference",
+    "PlannedMove",
     "Promotion",
     "Quarantined",
     "Record",
+    "RiskTier",
     "Role",
     "Route",
     "RowScore",
@@ -95,6 +113,10 @@ __all__ = [
     "Tool",
     "ToolUse",
     "Track",
+    "TrafficKey",
+    "TrafficLimits",
+    "TrafficOutcome",
+    "TrafficRole",
     "TrainingRun",
     "Triage",
     "Verdict",
@@ -103,4 +125,5 @@ __all__ = [
     "content_id",
     "sha256_hex",
     "utc_now",
+    "wilson",
 ]

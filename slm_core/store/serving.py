@@ -65,7 +65,7 @@ class Routes:
                     found=live.adapter_id if live else None,
                 )
                 if live is not None:
-                    _put(self._database, connection, live, Stage.RETIRED)
+                    _put(self._database, connection, live, Stage.RETIRED, None)
             connection.execute(sa.insert(_promotions).values(_row(promotion)))
             started = Route(
                 agent_name=agent_name,
@@ -74,7 +74,13 @@ class Routes:
                 stage=promotion.to_stage,
                 version=0,
             )
-            return _put(self._database, connection, route or started, promotion.to_stage)
+            return _put(
+                self._database,
+                connection,
+                route or started,
+                promotion.to_stage,
+                promotion.share,
+            )
 
     def history(self, agent_name: str, track: Track) -> tuple[Promotion, ...]:
         """Return every move of an agent and track, oldest first."""
@@ -97,9 +103,16 @@ def _find(
     return None if row is None else Route(**row)
 
 
-def _put(database: Database, connection: sa.Connection, route: Route, stage: Stage) -> Route:
+def _put(
+    database: Database, connection: sa.Connection, route: Route, stage: Stage, share: float | None
+) -> Route:
     """Store ``route`` at ``stage`` under its next version."""
-    values = {"stage": stage, "version": route.version + 1, "updated_at": utc_now()}
+    values = {
+        "stage": stage,
+        "version": route.version + 1,
+        "share": share,
+        "updated_at": utc_now(),
+    }
     moved = route.model_copy(update=values)
     statement = database.insert(_routes).values(moved.model_dump())
     connection.execute(
