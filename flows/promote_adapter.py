@@ -11,14 +11,15 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import cast
 
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
-from prefect.input import RunInput
+from prefect.input import RunInput, keyset_from_paused_state
 from prefect.runtime import deployment, flow_run
-from prefect.states import Completed
+from prefect.states import Completed, Suspended
 from pydantic import Field
 
 from slm_core.errors import ConfigError
@@ -123,15 +124,24 @@ def _answered(approval: Approval) -> Approval:
 def _ask(approval: Approval) -> PromotionAnswer:
     """Suspend this run until the form is filled in; once it was, return what it says.
 
-    A run that is retried after it was answered finds that answer. One that ended unanswered
-    asks again, under a key of its own, for what is left of the time.
+    A run that died after it was answered, and is retried, finds that answer. One that ended
+    unanswered asks again, under a key of its own, for what is left of the time.
     """
-    form = PromotionAnswer.with_initial_data(description=show_evidence(approval.id))
-    left = max(1, round((approval.expires_at - datetime.now(UTC)).total_seconds()))
-    for attempt in range(1, flow_run.run_count + 1):
+    for attempt in range(1, flow_run.run_count):
+        form_of_then = Suspended(timeout_seconds=1, pause_key=_key(attempt))
         with suppress(ObjectNotFound):
-            return suspend_flow_run(wait_for_input=form, timeout=left, key=f"approval-{attempt}")
-    raise RuntimeError(f"Request {approval.id} cannot be asked again; start a new run.")
+            answer = PromotionAnswer.load(keyset_from_paused_state(form_of_then))
+            return cast(PromotionAnswer, answer)  # awaitable only in async flows
+    left = max(1, round((approval.expires_at - datetime.now(UTC)).total_seconds()))
+    return suspend_flow_run(
+        wait_for_input=PromotionAnswer.with_initial_data(description=show_evidence(approval.id)),
+        timeout=left,
+        key=_key(flow_run.run_count),
+    )
+
+
+def _key(attempt: int) -> str:
+    return f"approval-{attempt}"
 
 
 def _ended(approval: Approval) -> State:

@@ -51,7 +51,12 @@ def ask_for_promotion(
 
 
 # The only task whose result is kept: a run that is resumed must not call people twice.
-@task(name="show the evidence", cache_policy=INPUTS + RUN_ID, persist_result=True)
+@task(
+    name="show the evidence",
+    task_run_name="show the evidence",
+    cache_policy=INPUTS + RUN_ID,
+    persist_result=True,
+)
 def show_evidence(approval_id: str) -> str:
     """Show the evidence in the run, say that a person is needed, and return the text."""
     with opened_store() as store:

@@ -28,7 +28,6 @@ from slm_core.serving.evidence import evidence_for, require_evidence
 from slm_core.serving.promotion import (
     LEGAL_MOVES,
     check_decision,
-    find_route,
     illegal_move,
     move_route,
 )
@@ -171,7 +170,7 @@ def _routes(
     store: Store, adapter: Adapter, agent_name: str | None, track: Track | None
 ) -> list[tuple[str, Track, Route | None]]:
     if agent_name is not None and track is not None:
-        return [(agent_name, track, find_route(store, agent_name, track, adapter.id))]
+        return [(agent_name, track, store.routes.find(agent_name, track, adapter.id))]
     mine = [
         route
         for route in store.routes.list()

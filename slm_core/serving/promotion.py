@@ -83,7 +83,7 @@ def promote(
             f"Adapter {adapter.id} was not trained for the track {track!r}, "
             f"but for {', '.join(adapter.tracks)}."
         )
-    route = find_route(store, agent_name, track, adapter.id)
+    route = store.routes.find(agent_name, track, adapter.id)
     stage = route.stage if route else None
     if route is not None and stage is to_stage and share in (None, route.share):
         return route
@@ -168,7 +168,7 @@ def roll_back(
             f"No adapter was live for {agent_name}/{track} before {live.adapter_id}. "
             "Retire it instead; then the teacher answers."
         )
-    route = find_route(store, agent_name, track, line[-2])
+    route = store.routes.find(agent_name, track, line[-2])
     if route is None or route.stage is not Stage.RETIRED:
         raise IllegalPromotion(
             f"Adapter {line[-2]}, live before, is {route.stage if route else 'gone'} now; "
@@ -237,13 +237,6 @@ def illegal_move(adapter_id: str, stage: Stage | None, to_stage: Stage) -> Illeg
         f"Adapter {adapter_id} cannot go from {stage or 'no stage'} to {to_stage}; "
         f"from there it may go to: {legal}.{hint}"
     )
-
-
-def find_route(store: Store, agent_name: str, track: Track, adapter_id: str) -> Route | None:
-    """Return the route of an adapter for an agent and track; None while it has none."""
-    wanted = (agent_name, track, adapter_id)
-    routes = store.routes.list()
-    return next((r for r in routes if (r.agent_name, r.track, r.adapter_id) == wanted), None)
 
 
 def move_route(

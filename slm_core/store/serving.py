@@ -26,6 +26,11 @@ class Routes:
         with self._database.read() as connection:
             return _find(connection, agent_name, track, _routes.c.stage == Stage.LIVE)
 
+    def find(self, agent_name: str, track: Track, adapter_id: str) -> Route | None:
+        """Return the route of an adapter for an agent and track; None while it has none."""
+        with self._database.read() as connection:
+            return _find(connection, agent_name, track, _routes.c.adapter_id == adapter_id)
+
     def list(self) -> tuple[Route, ...]:
         """Return every route, by agent, track and adapter."""
         statement = sa.select(_routes).order_by(*_routes.primary_key)
