@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from slm_core.serving.chat import Chat, Limits, Models, Refusal, json_response
 from slm_core.serving.engine import Engine
+from slm_core.serving.router import LiveModels
 from slm_core.serving.wire_answer import error_body
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,10 @@ def build_app(
     async def health(request: HttpRequest) -> Response:
         state = engine.health()
         body = {"status": "ok" if state.ready else "down", **state._asdict()}
-        return json_response({**body, "models": list(models.names())}, 200 if state.ready else 503)
+        body["models"] = list(models.names())
+        if isinstance(models, LiveModels):
+            body["routes"] = models.stages()
+        return json_response(body, 200 if state.ready else 503)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -126,6 +126,8 @@ class Gateway:
         completion: Completion | None = None
         if readable is None:
             outcome = TrafficOutcome.UNSUPPORTED
+        elif not self._engine.health().ready:
+            outcome = TrafficOutcome.BUSY  # its processes are being replaced
         else:
             try:
                 completion = await self._run(http, lane, readable)

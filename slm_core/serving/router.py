@@ -133,13 +133,15 @@ class LiveModels:
         load: Callable[[ModelSource], None],
         *,
         base_model: str | None = None,
-        stages: frozenset[Stage] = frozenset({Stage.LIVE}),
+        stages: Sequence[Stage] = (Stage.LIVE,),
+        keep: Callable[[Sequence[ModelSource]], None] = lambda sources: None,
         poll_seconds: float = 1.0,
     ) -> None:
         self.store = store
         self._load = load
         self._base_model = base_model
         self._stages = stages
+        self._keep = keep
         self._poll_seconds = poll_seconds
         self._lanes: dict[tuple[str, Stage], Lane] = {}
         self._trouble: dict[str, str] = {}
@@ -158,6 +160,12 @@ class LiveModels:
     def lane(self, name: str, stage: Stage) -> Lane | None:
         """Return who is at that stage; the newest if several are, None if nobody is."""
         return self._lanes.get((name, stage))
+
+    def stages(self) -> dict[str, list[Stage]]:
+        """Return every name with the stages at which there is an adapter."""
+        return {
+            name: [s for s in self._stages if (name, s) in self._lanes] for name in self.names()
+        }
 
     def start(self) -> None:
         """Read the routes once, then go on in a thread.
@@ -185,6 +193,8 @@ class LiveModels:
             elif stage is Stage.LIVE and (before := self._lanes.get((name, stage))):
                 lanes[name, stage] = before
         self._lanes = lanes
+        in_order = sorted(lanes, key=lambda key: self._stages.index(key[1]))
+        self._keep(list(dict.fromkeys(lanes[key].source for key in in_order)))
 
     def _prove(self, name: str, route: Route) -> ModelSource | None:
         """Return how to load an adapter that has not been served yet; None if it cannot be."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_STAGES = frozenset({Stage.SHADOW, Stage.CANARY, Stage.LIVE})
+_STAGES = (Stage.LIVE, Stage.CANARY, Stage.SHADOW)
 """Whom a gateway asks; without a teacher only who is live is served."""
 
 
@@ -188,7 +188,8 @@ def _models(spec: ServingSpec, engine: Engine) -> Iterator[FixedModels | LiveMod
             store,
             lambda source: engine.load(source, spec.request_timeout_seconds),
             base_model=spec.model_path,
-            stages=_STAGES if spec.teacher is not None else frozenset({Stage.LIVE}),
+            stages=_STAGES if spec.teacher is not None else (Stage.LIVE,),
+            keep=engine.keep,
         )
         try:
             models.start()

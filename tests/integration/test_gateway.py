@@ -83,7 +83,10 @@ class Gateway:
     def until(self, agent: str, **counts: int) -> Counter[str]:
         """Wait until so many were counted."""
         wanted = {key.replace("_", ":"): n for key, n in counts.items()}
-        eventually(lambda: all(self.counts(agent)[k] >= n for k, n in wanted.items()))
+        eventually(
+            lambda: all(self.counts(agent)[k] >= n for k, n in wanted.items()),
+            lambda: self.counts(agent),
+        )
         return self.counts(agent)
 
     def move(self, adapter: Adapter, agent: str, to: Stage, share: float | None = None) -> None:
@@ -94,7 +97,12 @@ class Gateway:
                     move(store, adapter, agent, track, stage, share)
                 if stage is to:
                     break
-        time.sleep(2.5)  # it looks every second
+        eventually(lambda: self.stages(agent) == [[to], [to]], lambda: self.stages(agent))
+
+    def stages(self, agent: str) -> list[list[str]]:
+        """Return the stages of an agent's routes as the gateway knows them."""
+        routes = httpx.get(f"{self.url}/healthz").json()["routes"]
+        return [stages for name, stages in routes.items() if name.startswith(f"{agent}/")]
 
     @contextmanager
     def stopped_worker(self) -> Iterator[None]:
@@ -123,11 +131,16 @@ def move(
     )
 
 
-def eventually(check: Any, seconds: float = 60.0) -> None:
+def eventually(check: Any, found: Any = lambda: "", seconds: float = 150.0) -> None:
     deadline = time.monotonic() + seconds
     while not check():
-        assert time.monotonic() < deadline, "it did not come true in time"
+        assert time.monotonic() < deadline, f"it did not come true in time: {found()}"
         time.sleep(0.2)
+
+
+def read(stream: Any, said: list[str]) -> None:
+    for piece in stream:
+        said.append((piece.choices[0].delta.content or "") if piece.choices else "")
 
 
 def is_student(answer: Any) -> bool:
@@ -176,7 +189,7 @@ def gateway(
         command = [sys.executable, "-m", "slm_core.cli", "serve", "--gateway", "--port", "0"]
         with (home / "log").open("w") as log:
             process = subprocess.Popen(
-                [*command, "--workers", "1", "--student-timeout", "20"],
+                [*command, "--workers", "1", "--student-timeout", "15"],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -213,11 +226,10 @@ def test_without_a_route_everything_passes_as_it_is(gateway: Gateway, agent: str
         cut = client.chat.completions.create(
             model=model, messages=[{"role": "user", "content": "break-off"}], stream=True
         )
-        said = ""
+        said: list[str] = []
         with pytest.raises(openai.APIError, match="fell over"):
-            for piece in cut:
-                said += (piece.choices[0].delta.content or "") if piece.choices else ""
-        assert said == THREE_WORDS
+            read(cut, said)
+        assert "".join(said) == THREE_WORDS
         with pytest.raises(openai.NotFoundError, match="AGENT/TRACK"):
             client.chat.completions.create(model="gpt-4o", messages=say)
         assert httpx.post(f"{gateway.url}/v1/chat/completions", json={}).status_code == 401
@@ -230,7 +242,9 @@ def test_in_the_shadow_the_teacher_answers_and_the_student_is_compared(
     for number, case in enumerate(CASES[:4]):
         answer = gateway.ask(f"{agent}/structured", case, f"{agent}-{number}")
         assert not is_student(answer)
-        eventually(lambda n=number: sum(gateway.counts(agent).values()) > n)
+        eventually(
+            lambda n=number: gateway.counts(agent).total() > n, lambda: gateway.counts(agent)
+        )
     counts = gateway.counts(agent)
     assert counts["shadow:agreed"] >= 2
     assert counts["shadow:disagreed"] >= 1, "the first was answered wrongly by the teacher"
@@ -246,8 +260,7 @@ def test_a_hanging_student_slows_nobody_in_the_shadow(
             began = time.monotonic()
             gateway.ask(f"{agent}/structured", CASES[1], str(number))
             assert time.monotonic() - began < 10
-        counts = gateway.until(agent, shadow_skipped=1)  # more than the queue holds
-        assert counts["shadow:skipped"] >= 6
+        gateway.until(agent, shadow_skipped=6)  # those that the queue has no room for
 
 
 def test_a_canary_has_its_share_of_the_conversations(
@@ -319,7 +332,8 @@ def test_a_dead_model_process_costs_a_caller_nothing_but_time(
         gateway.until(agent, answer_timeout=1)
     for worker in psutil.Process(gateway.process.pid).children():
         worker.kill()
-    assert is_student(gateway.ask(f"{agent}/structured", CASES[1])), "it is replaced"
+    # It is replaced, and goes on.
+    eventually(lambda: is_student(gateway.ask(f"{agent}/structured", CASES[1])))
 
 
 def test_students_answers_are_captured_and_never_become_training_data(gateway: Gateway) -> None:
