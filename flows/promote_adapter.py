@@ -100,7 +100,7 @@ def promote_adapter(
 def _answered(approval: Approval) -> Approval:
     """Return the request with its answer: of a rule, of a person, or of the clock."""
     if not needs_person(approval):
-        show_evidence(approval.id)
+        show_evidence(approval.id, needs_person=False)
         why = "risk tier low: approved without a person"
         return store_answer(approval, ApprovalState.APPROVED, "rule", why)
     if datetime.now(UTC) >= approval.expires_at:
@@ -132,9 +132,10 @@ def _ask(approval: Approval) -> PromotionAnswer:
         with suppress(ObjectNotFound):
             answer = PromotionAnswer.load(keyset_from_paused_state(form_of_then))
             return cast(PromotionAnswer, answer)  # awaitable only in async flows
+    evidence = show_evidence(approval.id, needs_person=True)
     left = max(1, round((approval.expires_at - datetime.now(UTC)).total_seconds()))
     return suspend_flow_run(
-        wait_for_input=PromotionAnswer.with_initial_data(description=show_evidence(approval.id)),
+        wait_for_input=PromotionAnswer.with_initial_data(description=evidence),
         timeout=left,
         key=_key(flow_run.run_count),
     )

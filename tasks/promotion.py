@@ -57,20 +57,21 @@ def ask_for_promotion(
     cache_policy=INPUTS + RUN_ID,
     persist_result=True,
 )
-def show_evidence(approval_id: str) -> str:
-    """Show the evidence in the run, say that a person is needed, and return the text."""
+def show_evidence(approval_id: str, *, needs_person: bool) -> str:
+    """Show the evidence in the run, say so if a person is needed, and return the text."""
     with opened_store() as store:
         approval = store.approvals.get(approval_id)
         text = _evidence(store, approval)
     create_markdown_artifact(text, key="promotion", description="What is asked, and its evidence")
-    announce(
-        "slm.promotion.waiting",
-        f"slm.promotion.{approval.id}",
-        adapter_id=approval.adapter_id,
-        routes=_routes_of(approval),
-        to_stage=approval.moves[0].to_stage,
-        expires_at=approval.expires_at.isoformat(),
-    )
+    if needs_person:
+        announce(
+            "slm.promotion.waiting",
+            f"slm.promotion.{approval.id}",
+            adapter_id=approval.adapter_id,
+            routes=_routes_of(approval),
+            to_stage=approval.moves[0].to_stage,
+            expires_at=approval.expires_at.isoformat(),
+        )
     return text
 
 

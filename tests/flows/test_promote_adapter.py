@@ -205,7 +205,7 @@ def test_nobody_answering_is_a_rejection(
 
 
 def test_a_low_risk_needs_nobody_and_a_mixed_request_does(
-    store: Store, start: Callable[..., Run]
+    store: Store, start: Callable[..., Run], told: list[Any]
 ) -> None:
     mixed = PromotionSpec(risk=RiskTier.LOW, risk_of={"desk": RiskTier.MEDIUM})
     assert start(overrides=mixed.model_dump(mode="json")).execute().name == "Suspended"
@@ -213,14 +213,13 @@ def test_a_low_risk_needs_nobody_and_a_mixed_request_does(
     assert start(agent_name="intake", overrides=low).execute().name == "Promoted"
     assert stages(store) == {"desk": Stage.CANDIDATE, "intake": Stage.SHADOW}
     assert store.routes.history("intake", "toolcall")[-1].who == "rule"
+    assert [name for name, _ in told] == ["slm.promotion.waiting", "slm.promotion.decided"]
 
 
 def test_without_evidence_nothing_is_even_asked(store: Store, start: Callable[..., Run]) -> None:
     move(store, Stage.SHADOW)
     run = start(adapter_id=ADAPTER.id, agent_name="desk")
-    run.execute()
-    state = run.execute() if run.read().state is None else run.read().state
-    assert state is not None
+    state = run.execute()
     assert state.is_failed()
     assert "0 of 0, 100 are needed" in str(state.message)
     assert store.approvals.list() == ()
@@ -320,6 +319,42 @@ def test_a_process_killed_during_the_switch_finishes_it_when_retried(
     assert len(store.routes.history("desk", "toolcall")) == 2
     (asked,) = store.approvals.list()
     assert asked.who == "ann"
+
+
+def test_a_new_candidate_is_asked_about_once(
+    store: Store, client: SyncPrefectClient, deployment_id: UUID
+) -> None:
+    adapter_id = make_adapter(id=f"adapter-{deployment_id}").id
+    for _ in range(2):
+        promotion.start_promotion(adapter_id, PromotionSpec())
+    runs = [
+        run
+        for run in client.read_flow_runs()
+        if run.deployment_id == deployment_id and run.parameters.get("adapter_id") == adapter_id
+    ]
+    assert len(runs) == 1
+    assert runs[0].parameters["overrides"]["risk"] == "high"
+
+
+def test_a_weak_canary_is_taken_back_and_that_is_told(store: Store, told: list[Any]) -> None:
+    move(store, Stage.SHADOW)
+    move(store, Stage.CANARY, share=0.5)
+    route = store.routes.find("desk", "toolcall", ADAPTER.id)
+    assert route is not None
+    key = TrafficKey(
+        agent_name="desk",
+        track="toolcall",
+        adapter_id=ADAPTER.id,
+        version=route.version,
+        role="answer",
+        outcome=TrafficOutcome.TIMEOUT,
+    )
+    store.traffic.add({key: 40})
+    (moved,) = promotion.settle_routes.fn()
+    assert (moved.stage, moved.share) == (Stage.SHADOW, None)
+    ((event, payload),) = told
+    assert (event, payload["who"]) == ("slm.promotion.decided", "guard")
+    assert "40 of 40" in payload["reason"]
 
 
 def test_rolling_back_once_however_often_the_run_is_tried(
