@@ -31,6 +31,7 @@ from tasks.capture import finish_claim, release_claim, take_claim
 from tasks.dataset import build_dataset, make_test_set, read_questions
 from tasks.decision import decide_swap
 from tasks.evaluation import evaluate_arms
+from tasks.promotion import start_promotion
 from tasks.report import publish_report
 from tasks.resuming import STOPPING_SECONDS
 from tasks.serving import promote_adapter
@@ -133,6 +134,7 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
             decision = decide_swap(spec.eval.decision, evaluation)
             span.update(output={"decision": decision.id, "outcome": decision.outcome})
         shown = decision
+        routes: list[Route] = []
         if decision.outcome == "SUCCESS":
             with trace.span("promote the adapter") as span:
                 routes = promote_adapter(adapter, decision, dataset, run_id, live=spec.auto_promote)
@@ -160,6 +162,8 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
             span.update(output=str(paths.html))
         trace.update(output={"outcome": decision.outcome, "report": str(paths.json)})
     finish_claim(claim, run_id)
+    if any(route.stage is Stage.CANDIDATE for route in routes):
+        start_promotion(adapter.id, spec.promotion)
     return report
 
 

@@ -29,9 +29,9 @@ from flows.retrain_student import retrain_student
 from slm_core.capture import WorkflowTracer
 from slm_core.errors import ModelError, SlmError
 from slm_core.presets import NANO, RetrainSpec
-from slm_core.records import TRACKS, ClaimState, Example, Tool
+from slm_core.records import TRACKS, ClaimState, Example, RiskTier, Tool
 from slm_core.report import LiveAnswer, ReportInput, ReportPaths, arms_table, write_report
-from slm_core.serving import ask
+from slm_core.serving import PromotionSpec, ask
 from slm_core.settings import Settings
 from slm_core.testing.workload import agent_name, generate
 from tasks._progress import progress
@@ -84,12 +84,14 @@ def _plan(seed: int, rows_per_track: int) -> RetrainSpec:
     test_set = NANO.eval.test_set.model_copy(
         update={"seed": 1000 + seed, "rows_per_track": rows_per_track}
     )
-    # Here the test set asks what the demo's agents are asked, so a SUCCESS may go live.
-    return NANO.model_copy(
-        update={
-            "eval": NANO.eval.model_copy(update={"test_set": test_set}),
-            "auto_promote": True,
-        }
+    # Here the test set asks what the demo's agents are asked, and nobody acts on the answers,
+    # so a SUCCESS may go live by itself.
+    return RetrainSpec(
+        dataset=NANO.dataset,
+        training=NANO.training,
+        eval=NANO.eval.model_copy(update={"test_set": test_set}),
+        promotion=PromotionSpec(risk=RiskTier.LOW),
+        auto_promote=True,
     )
 
 

@@ -13,8 +13,9 @@ from slm_core.dataset.spec import DatasetSpec
 from slm_core.decision.spec import DecisionSpec
 from slm_core.evaluation.spec import EvaluationSpec
 from slm_core.prompting.prefix import Variant
-from slm_core.records import ArmName, Split
+from slm_core.records import ArmName, RiskTier, Split
 from slm_core.report.spec import ReportSpec
+from slm_core.serving.spec import PromotionSpec
 from slm_core.training.spec import TrainingSpec
 
 RowsFrom = Literal["newest", "calls", "hermes"]
@@ -82,10 +83,20 @@ class RetrainSpec(BaseModel):
     """From examples to an adapter."""
     eval: EvalSpec
     """From an adapter to numbers and a decision."""
+    promotion: PromotionSpec = PromotionSpec()
+    """From a candidate to live: who approves, and what the traffic must show."""
     auto_promote: bool = False
-    """A SUCCESS goes live at once, for every agent whose calls it was trained on; only sensible
-    where the test set asks what these agents are asked. Otherwise the adapter waits as a
-    candidate for ``slm adapters promote``."""
+    """A SUCCESS goes live at once, for every agent whose calls it was trained on, without the
+    steps between; only sensible where the test set asks what these agents are asked, and only
+    allowed where every risk is ``low``. Otherwise the adapter becomes a candidate, and
+    ``promote/adapter`` asks a person."""
+
+    @model_validator(mode="after")
+    def _nobody_is_passed_over_where_it_matters(self) -> Self:
+        tiers = {self.promotion.risk, *self.promotion.risk_of.values()}
+        if self.auto_promote and tiers != {RiskTier.LOW}:
+            raise ValueError("auto_promote needs promotion.risk='low', and no other tier beside it")
+        return self
 
 
 class TrainSpec(BaseModel):

@@ -87,18 +87,28 @@ def promote(
     override: Annotated[
         str | None, typer.Option(help="Why to go on although the decision is not SUCCESS.")
     ] = None,
+    share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Part of the conversations, for a canary.")
+    ] = 0.10,
     as_json: JsonFlag = False,
 ) -> None:
     """Let an adapter answer for an agent.
 
     Typing it is the approval: after a decision of SUCCESS an adapter goes live at once.
-    Any other needs --override, and goes by way of shadow and canary.
+    Any other needs --override, and goes by way of shadow and canary. So does one that is on
+    this way already, and its traffic must bear the next step out.
     """
+    from slm_core.records import TrafficLimits
+    from slm_core.serving import evidence_for, require_evidence
     from slm_core.serving import promote as promote_adapter
 
     with opened_store(load_settings()) as store:
         adapter = store.adapters.get(adapter_id)
         decisions = store.decisions.of_adapter(adapter_id)
+        now = store.routes.find(agent, track, adapter_id)
+        steps = {Stage.SHADOW, Stage.CANARY} - {to}
+        if now is not None and now.stage in steps and override is None:
+            require_evidence(now, to, evidence_for(store, now, to, TrafficLimits()))
         route = promote_adapter(
             store,
             adapter=adapter,
@@ -110,6 +120,7 @@ def promote(
             to_stage=to,
             auto_approve=True,
             override_reason=override,
+            share=share if to is Stage.CANARY else None,
         )
         if not store.calls.stats(agent):
             warn(f"No call of agent {agent!r} was ever captured; is the name right?")

@@ -49,7 +49,20 @@ from slm_core.records.health import (
     NextAction,
     Triage,
 )
-from slm_core.records.serving import Promotion, Route, Stage
+from slm_core.records.rates import Interval, wilson
+from slm_core.records.serving import (
+    Approval,
+    ApprovalState,
+    PlannedMove,
+    Promotion,
+    RiskTier,
+    Route,
+    Stage,
+    TrafficKey,
+    TrafficLimits,
+    TrafficOutcome,
+    TrafficRole,
+)
 from slm_core.records.training import Adapter, Attempt, Fault, LossPoint, RunState, TrainingRun
 
 __all__ = [
@@ -59,6 +72,8 @@ __all__ = [
     "Adapter",
     "Approach",
     "ApproachDifference",
+    "Approval",
+    "ApprovalState",
     "ArmName",
     "ArmResult",
     "Attempt",
@@ -84,6 +99,7 @@ __all__ = [
     "HealthCheck",
     "HealthReport",
     "IngestReport",
+    "Interval",
     "LossPoint",
     "Message",
     "Metric",
@@ -91,9 +107,11 @@ __all__ = [
     "NotCompared",
     "Outcome",
     "PairedDifference",
+    "PlannedMove",
     "Promotion",
     "Quarantined",
     "Record",
+    "RiskTier",
     "Role",
     "Route",
     "RowScore",
@@ -103,6 +121,10 @@ __all__ = [
     "Tool",
     "ToolUse",
     "Track",
+    "TrafficKey",
+    "TrafficLimits",
+    "TrafficOutcome",
+    "TrafficRole",
     "TrainingRun",
     "Triage",
     "Verdict",
@@ -111,4 +133,5 @@ __all__ = [
     "content_id",
     "sha256_hex",
     "utc_now",
+    "wilson",
 ]

@@ -85,7 +85,7 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
     return [f"## {title}", "", *lines, ""] if lines else []
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
     """Return a table whose first ``left`` columns are text and the others numbers."""
     rule = ["---"] * left + ["---:"] * (len(columns) - left)
     return [f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows)]
@@ -102,7 +102,7 @@ def _scores(track: Track, report: TrackReport) -> list[str]:
         [f"{metric_name(HEADLINE[track])}, read leniently"]
         + [_score(report.arms_lenient.get(arm), HEADLINE[track]) for arm in ARMS]
     )
-    return _table(columns, rows)
+    return table_lines(columns, rows)
 
 
 def _score(scores: Scores | None, metric: str) -> str:
@@ -140,7 +140,7 @@ def _gates(document: Document) -> list[str]:
         for gate in document.gates
     ]
     columns = ["Gate", "Track", "Verdict", "Why", "Value", "Threshold", "n"]
-    return _table(columns, rows, left=4) if rows else []
+    return table_lines(columns, rows, left=4) if rows else []
 
 
 def _failures(document: Document) -> list[str]:
@@ -151,7 +151,7 @@ def _failures(document: Document) -> list[str]:
         for by_arm in [[report.failures.get(arm) for arm in ARMS]]
         for kind in failure_classes(report)
     ]
-    return _table(["Rows", *(ARM_NAMES[arm] for arm in ARMS)], rows) if rows else []
+    return table_lines(["Rows", *(ARM_NAMES[arm] for arm in ARMS)], rows) if rows else []
 
 
 def _speed(document: Document) -> list[str]:
@@ -169,7 +169,7 @@ def _speed(document: Document) -> list[str]:
                         usd(report.cost_per_1000_usd.get(arm)),
                     ]
                 )
-    return _table(["Arm", "Model", "p50", "p95", "Per 1,000 calls"], rows, left=2)
+    return table_lines(["Arm", "Model", "p50", "p95", "Per 1,000 calls"], rows, left=2)
 
 
 def _data(document: Document) -> list[str]:
@@ -178,18 +178,20 @@ def _data(document: Document) -> list[str]:
     rows += [[f"Rows in {split}", count(n)] for split, n in (document.rows or {}).items()]
     drops = sorted((document.drops or {}).items(), key=lambda drop: (-drop[1], drop[0]))
     rows += [[f"Left out: {escape(reason)}", count(n)] for reason, n in drops]
-    return _table(["Calls and examples", "Number"], rows)
+    return table_lines(["Calls and examples", "Number"], rows)
 
 
 def _training(document: Document) -> list[str]:
     lines: list[str] = []
     if document.training:
         facts = [[escape(key), escape(fact(value))] for key, value in document.training.items()]
-        lines = _table(["Fact", "Value"], facts)
+        lines = table_lines(["Fact", "Value"], facts)
     if document.attempts:
         lines += [
             "",
-            *_table(["Attempt", "Steps", "Plan", "Ended by"], map(_attempt, document.attempts), 4),
+            *table_lines(
+                ["Attempt", "Steps", "Plan", "Ended by"], map(_attempt, document.attempts), 4
+            ),
         ]
     return lines
 
@@ -209,7 +211,7 @@ def _lineage(document: Document) -> list[str]:
     rows = [[key.replace("_", " "), escape(str(value))] for key, value in facts.items() if value]
     rows.append(["seed", str(document.seed)])
     rows += [[f"{escape(stage)} took", seconds(time)] for stage, time in document.timings.items()]
-    return _table(["What", "Which"], rows, left=2)
+    return table_lines(["What", "Which"], rows, left=2)
 
 
 def _bold(text: str) -> str:

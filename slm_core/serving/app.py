@@ -9,9 +9,11 @@ It is built from the engine and the models that it is given, and knows no others
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,14 +23,34 @@ from starlette.routing import Route
 
 from slm_core.serving.chat import Chat, Limits, Models, Refusal, json_response
 from slm_core.serving.engine import Engine
+from slm_core.serving.router import LiveModels
 from slm_core.serving.wire_answer import error_body
 
 log = logging.getLogger(__name__)
 
 
-def build_app(engine: Engine, models: Models, limits: Limits, api_key: str | None) -> Starlette:
+class Answers(Protocol):
+    """What answers the requests: the models alone, or a gateway before a teacher."""
+
+    def find(self, name: str) -> object:
+        """Refuse a name that nobody answers to."""
+        ...
+
+    async def complete(self, http: HttpRequest, deployment: str | None) -> Response:
+        """Answer one chat request."""
+        ...
+
+
+def build_app(
+    engine: Engine,
+    models: Models,
+    limits: Limits,
+    api_key: str | None,
+    gateway: Answers | None = None,
+    on_close: Callable[[], Awaitable[None]] | None = None,
+) -> Starlette:
     """Return the ASGI app; without ``api_key`` everyone is let in."""
-    chat = Chat(engine, models, limits)
+    chat: Answers = gateway or Chat(engine, models, limits)
     guard = _Guard(api_key)
 
     async def complete(request: HttpRequest) -> Response:
@@ -54,9 +76,19 @@ def build_app(engine: Engine, models: Models, limits: Limits, api_key: str | Non
     async def health(request: HttpRequest) -> Response:
         state = engine.health()
         body = {"status": "ok" if state.ready else "down", **state._asdict()}
-        return json_response({**body, "models": list(models.names())}, 200 if state.ready else 503)
+        body["models"] = list(models.names())
+        if isinstance(models, LiveModels):
+            body["routes"] = models.stages()
+        return json_response(body, 200 if state.ready else 503)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        if on_close is not None:
+            await on_close()
 
     return Starlette(
+        lifespan=lifespan,
         routes=[
             Route("/v1/chat/completions", complete, methods=["POST"]),
             Route(

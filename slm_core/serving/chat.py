@@ -56,6 +56,7 @@ class Refusal(Exception):
     def __init__(self, status: int, message: str, **fields: Any) -> None:
         super().__init__(message)
         self.status = status
+        self.code: str | None = fields.get("code")
         self.headers = {"retry-after": "1"} if status == 503 else {}
         self.body = wire_answer.error_body(message, **fields)
 
@@ -84,13 +85,13 @@ class Chat:
     async def complete(self, http: HttpRequest, deployment: str | None) -> Response:
         """Answer one chat request; ``deployment`` is the model's name in Azure's form."""
         try:
-            body = read_body(await self._read(http))
+            body = read_body(await read_bytes(http, self._limits))
             request = body.request()
         except BadRequest as error:
             raise Refusal(400, error.message, **error.context) from error
         name = body.model if deployment is None else deployment
         source = self.find(name)
-        answer = _Answer(asyncio.get_running_loop(), self._limits.timeout_seconds)
+        answer = Pending(asyncio.get_running_loop(), self._limits.timeout_seconds)
         try:
             answer.job = self._engine.submit(
                 source,
@@ -115,18 +116,18 @@ class Chat:
         assert isinstance(first, Completion)
         return json_response(wire_answer.chat_completion(head, first, body.native))
 
-    async def _read(self, http: HttpRequest) -> bytes:
-        data = bytearray()
-        async for part in http.stream():
-            data += part
-            if len(data) > self._limits.max_body_bytes:
-                raise Refusal(
-                    413, f"The request is larger than {self._limits.max_body_bytes} bytes."
-                )
-        return bytes(data)
+
+async def read_bytes(http: HttpRequest, limits: Limits) -> bytes:
+    """Return the body of a request, or refuse one that is too large."""
+    data = bytearray()
+    async for part in http.stream():
+        data += part
+        if len(data) > limits.max_body_bytes:
+            raise Refusal(413, f"The request is larger than {limits.max_body_bytes} bytes.")
+    return bytes(data)
 
 
-class _Answer:
+class Pending:
     """What the engine says about one request, taken from its thread into the event loop."""
 
     job: Job
@@ -179,7 +180,7 @@ class _Answer:
 async def _chunks(
     head: dict[str, Any],
     first: str | Completion,
-    answer: _Answer,
+    answer: Pending,
     native: bool,
     with_usage: bool,
 ) -> AsyncIterator[dict[str, Any]]:
@@ -205,7 +206,7 @@ async def _chunks(
         yield wire_answer.usage_chunk(head, piece)
 
 
-async def _sse(events: AsyncIterator[dict[str, Any]], answer: _Answer) -> AsyncIterator[str]:
+async def _sse(events: AsyncIterator[dict[str, Any]], answer: Pending) -> AsyncIterator[str]:
     """Write events as a stream; a caller who leaves frees the worker."""
     try:
         async for event in events:

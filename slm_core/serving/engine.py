@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from slm_core.backends.base import Request
@@ -56,6 +56,7 @@ class Engine:
         self._jobs: queue.Queue[Job] = queue.Queue(max_queue)
         self._numbers = itertools.count(1)
         self._closing = threading.Event()
+        self._most = models_per_worker
         command = (str(models_per_worker), device)
         self._workers = [WorkerKeeper(self._jobs, self._closing, command) for _ in range(count)]
 
@@ -122,6 +123,16 @@ class Engine:
             ) from None
         if isinstance(event, Failed):
             raise event.error
+
+    def keep(self, sources: Sequence[ModelSource]) -> None:
+        """Have every process that replaces a dead one load ``sources`` before it takes requests.
+
+        Otherwise each request would start the loading, give up waiting for it, and in the end
+        have the process killed that was about to finish it. No more are loaded than fit.
+        """
+        preload = tuple(Load(next(self._numbers), one) for one in sources[: self._most])
+        for worker in self._workers:
+            worker.preload = preload
 
     def health(self) -> Health:
         """Return how many workers are ready and how many requests wait."""

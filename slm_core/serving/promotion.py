@@ -11,7 +11,16 @@ import logging
 from typing import TYPE_CHECKING
 
 from slm_core.errors import IllegalPromotion
-from slm_core.records import Adapter, Decision, Promotion, Route, Stage, Track, content_id
+from slm_core.records import (
+    Adapter,
+    Decision,
+    Promotion,
+    Route,
+    Stage,
+    Track,
+    TrafficLimits,
+    content_id,
+)
 
 if TYPE_CHECKING:
     from slm_core.store import Store
@@ -22,12 +31,13 @@ LEGAL_MOVES: dict[Stage | None, tuple[Stage, ...]] = {
     None: (Stage.CANDIDATE, Stage.SHADOW),
     Stage.CANDIDATE: (Stage.SHADOW, Stage.RETIRED),
     Stage.SHADOW: (Stage.CANARY, Stage.RETIRED),
-    Stage.CANARY: (Stage.LIVE, Stage.RETIRED),
+    Stage.CANARY: (Stage.CANARY, Stage.LIVE, Stage.RETIRED),
     Stage.LIVE: (Stage.RETIRED,),
     Stage.RETIRED: (Stage.CANDIDATE,),
 }
 """Present stage to the stages that may follow. Beside these, an approved adapter may go live
-directly, and ``roll_back`` brings a retired one back."""
+directly, ``step_back`` takes a canary out of the traffic, and ``roll_back`` brings a retired
+one back. A canary stays one when its share changes."""
 
 _NEEDS_SUCCESS = (Stage.SHADOW, Stage.CANARY, Stage.LIVE)
 
@@ -44,6 +54,7 @@ def promote(
     to_stage: Stage = Stage.LIVE,
     auto_approve: bool = False,
     override_reason: str | None = None,
+    share: float | None = None,
 ) -> Route:
     """Move ``adapter`` to ``to_stage`` for one agent and track; return its route.
 
@@ -61,6 +72,7 @@ def promote(
         to_stage: where to.
         auto_approve: somebody declared that a SUCCESS may go live without the steps between.
         override_reason: why to go on although the decision is not SUCCESS.
+        share: part of the conversations that a canary answers.
 
     Raises:
         IllegalPromotion: the move is not legal, or the decision does not allow it.
@@ -71,20 +83,20 @@ def promote(
             f"Adapter {adapter.id} was not trained for the track {track!r}, "
             f"but for {', '.join(adapter.tracks)}."
         )
-    route = _route(store, agent_name, track, adapter.id)
+    route = store.routes.find(agent_name, track, adapter.id)
     stage = route.stage if route else None
-    if route is not None and stage is to_stage:
+    if route is not None and stage is to_stage and share in (None, route.share):
         return route
     if to_stage in _NEEDS_SUCCESS:
-        _check_decision(decision, adapter, override_reason)
+        check_decision(decision, adapter, override_reason)
     success = decision is not None and decision.outcome == "SUCCESS"
     direct = to_stage is Stage.LIVE and stage in (None, Stage.CANDIDATE)
     if to_stage not in LEGAL_MOVES[stage] and not (direct and success and auto_approve):
-        raise _illegal(adapter.id, stage, to_stage)
+        raise illegal_move(adapter.id, stage, to_stage)
     if override_reason:
         reason = f"{reason} (override: {override_reason})"
     live = store.routes.live(agent_name, track)
-    return _move(
+    return move_route(
         store,
         route,
         agent_name=agent_name,
@@ -95,37 +107,74 @@ def promote(
         decision_id=decision.id if decision else None,
         who=who,
         reason=reason,
+        share=share,
     )
 
 
-def roll_back(store: Store, *, agent_name: str, track: Track, who: str, reason: str) -> Route:
+def step_back(store: Store, route: Route, *, who: str, reason: str) -> Route:
+    """Take a canary out of the traffic: back to shadow, where it is only compared.
+
+    Raises:
+        IllegalPromotion: the route is no canary.
+        StoreError: somebody else moved it meanwhile.
+    """
+    if route.stage is not Stage.CANARY:
+        raise illegal_move(route.adapter_id, route.stage, Stage.SHADOW)
+    return move_route(
+        store,
+        route,
+        agent_name=route.agent_name,
+        track=route.track,
+        adapter_id=route.adapter_id,
+        to_stage=Stage.SHADOW,
+        previous=None,
+        decision_id=None,
+        who=who,
+        reason=reason,
+    )
+
+
+def roll_back(
+    store: Store,
+    *,
+    agent_name: str,
+    track: Track,
+    who: str,
+    reason: str,
+    run_id: str | None = None,
+) -> Route:
     """Bring back the adapter that was live before the present one; return its route.
 
     A second roll back goes one further, not forth again. An adapter that was retired by
-    itself, not by a successor, is passed over.
+    itself, not by a successor, is passed over. With ``run_id``, what this flow run has rolled
+    back already stays as it is, so that the run may be retried.
 
     Raises:
         IllegalPromotion: nothing is live, or nothing was before.
         StoreError: somebody else moved a route meanwhile.
     """
+    history = store.routes.history(agent_name, track)
     live = store.routes.live(agent_name, track)
+    done = [move for move in history if run_id is not None and move.run_id == run_id]
+    if done and live is not None:
+        return live
     if live is None:
         raise IllegalPromotion(
             f"No adapter is live for {agent_name}/{track}: there is nothing to roll back."
         )
-    line = _succession(store.routes.history(agent_name, track))
+    line = _succession(history)
     if len(line) < 2 or line[-1] != live.adapter_id:
         raise IllegalPromotion(
             f"No adapter was live for {agent_name}/{track} before {live.adapter_id}. "
             "Retire it instead; then the teacher answers."
         )
-    route = _route(store, agent_name, track, line[-2])
+    route = store.routes.find(agent_name, track, line[-2])
     if route is None or route.stage is not Stage.RETIRED:
         raise IllegalPromotion(
             f"Adapter {line[-2]}, live before, is {route.stage if route else 'gone'} now; "
             "promote it instead."
         )
-    return _move(
+    return move_route(
         store,
         route,
         agent_name=agent_name,
@@ -136,6 +185,7 @@ def roll_back(store: Store, *, agent_name: str, track: Track, who: str, reason: 
         decision_id=None,
         who=who,
         reason=reason,
+        run_id=run_id,
     )
 
 
@@ -153,9 +203,14 @@ def _succession(history: tuple[Promotion, ...]) -> list[str]:
     return line
 
 
-def _check_decision(
-    decision: Decision | None, adapter: Adapter, override_reason: str | None
-) -> None:
+def check_decision(
+    decision: Decision | None, adapter: Adapter, override_reason: str | None = None
+) -> Decision | None:
+    """Return the decision, if it allows ``adapter`` to be asked anything.
+
+    Raises:
+        IllegalPromotion: it does not, and nobody overrides it.
+    """
     if decision is None:
         raise IllegalPromotion(f"Adapter {adapter.id} has no decision yet; evaluate it first.")
     if decision.adapter_id != adapter.id:
@@ -169,9 +224,11 @@ def _check_decision(
             "give an override reason.",
             gates=tuple(dict.fromkeys(open_gates)),
         )
+    return decision
 
 
-def _illegal(adapter_id: str, stage: Stage | None, to_stage: Stage) -> IllegalPromotion:
+def illegal_move(adapter_id: str, stage: Stage | None, to_stage: Stage) -> IllegalPromotion:
+    """Return the error that says which moves are legal from ``stage``."""
     legal = ", ".join(LEGAL_MOVES[stage])
     hint = ""
     if to_stage is Stage.LIVE and stage in (None, Stage.CANDIDATE):
@@ -182,13 +239,7 @@ def _illegal(adapter_id: str, stage: Stage | None, to_stage: Stage) -> IllegalPr
     )
 
 
-def _route(store: Store, agent_name: str, track: Track, adapter_id: str) -> Route | None:
-    wanted = (agent_name, track, adapter_id)
-    routes = store.routes.list()
-    return next((r for r in routes if (r.agent_name, r.track, r.adapter_id) == wanted), None)
-
-
-def _move(
+def move_route(
     store: Store,
     route: Route | None,
     *,
@@ -200,8 +251,17 @@ def _move(
     decision_id: str | None,
     who: str,
     reason: str,
+    share: float | None = None,
+    limits: TrafficLimits | None = None,
+    run_id: str | None = None,
 ) -> Route:
+    """Carry out a move that was found legal, if ``route`` is still as it was seen.
+
+    Raises:
+        StoreError: somebody else moved it, or whoever was live, meanwhile.
+    """
     version = route.version if route else None
+    share = share if to_stage is Stage.CANARY else None
     move = {
         "agent_name": agent_name,
         "track": track,
@@ -215,6 +275,9 @@ def _move(
         previous_adapter_id=previous if to_stage is Stage.LIVE else None,
         who=who,
         reason=reason,
+        share=share,
+        limits=limits,
+        run_id=run_id,
         **move,  # type: ignore[arg-type]
     )
     moved = store.routes.move(promotion, version)

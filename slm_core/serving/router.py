@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from slm_core.backends.base import Completion, Request
-from slm_core.errors import RecordNotFound, SlmError
+from slm_core.errors import RecordNotFound, SlmError, StoreUnavailable
 from slm_core.prompting.prefix import get_prefix
 from slm_core.records import Adapter, Message, Route, Stage, Tool, Track
 from slm_core.serving.messages import ModelSource, source_of
@@ -113,11 +113,18 @@ class FixedModels:
         return self._models.get(name)
 
 
+class Lane(NamedTuple):
+    """A route, and how to load the adapter that it leads to."""
+
+    route: Route
+    source: ModelSource
+
+
 class LiveModels:
-    """The live adapters of a store, followed by a thread as routes change.
+    """The adapters of a store's routes, followed by a thread as the routes change.
 
     An adapter takes over only when ``load`` has proved that it can be served; until then,
-    and when the store does not answer, the one before goes on answering.
+    and when the store does not answer, the live one before goes on answering.
     """
 
     def __init__(
@@ -126,24 +133,39 @@ class LiveModels:
         load: Callable[[ModelSource], None],
         *,
         base_model: str | None = None,
+        stages: Sequence[Stage] = (Stage.LIVE,),
+        keep: Callable[[Sequence[ModelSource]], None] = lambda sources: None,
         poll_seconds: float = 1.0,
     ) -> None:
-        self._router = Router(store)
+        self.store = store
         self._load = load
         self._base_model = base_model
+        self._stages = stages
+        self._keep = keep
         self._poll_seconds = poll_seconds
-        self._models: dict[str, ModelSource] = {}
+        self._lanes: dict[tuple[str, Stage], Lane] = {}
         self._trouble: dict[str, str] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="slm-routes", daemon=True)
 
     def names(self) -> list[str]:
         """Return the names, in order."""
-        return sorted(self._models)
+        return sorted({name for name, _ in self._lanes})
 
     def find(self, name: str) -> ModelSource | None:
-        """Return the model of that name, or None."""
-        return self._models.get(name)
+        """Return the live model of that name, or None."""
+        lane = self.lane(name, Stage.LIVE)
+        return lane.source if lane else None
+
+    def lane(self, name: str, stage: Stage) -> Lane | None:
+        """Return who is at that stage; the newest if several are, None if nobody is."""
+        return self._lanes.get((name, stage))
+
+    def stages(self) -> dict[str, list[Stage]]:
+        """Return every name with the stages at which there is an adapter."""
+        return {
+            name: [s for s in self._stages if (name, s) in self._lanes] for name in self.names()
+        }
 
     def start(self) -> None:
         """Read the routes once, then go on in a thread.
@@ -160,23 +182,34 @@ class LiveModels:
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        live = self._router.live()
-        models = {name: old for name, old in self._models.items() if name in live}
-        for name, adapter in live.items():
-            known = models.get(name)
-            if known is not None and known.adapter_id == adapter.id:
-                self._tell(name, "")
-                continue
-            try:
-                source = source_of(adapter, self._base_model)
-                self._load(source)
-            except SlmError as error:
-                self._tell(name, f"adapter {adapter.id} cannot be served: {error}")
-                continue
-            models[name] = source
-            self._tell(name, "")
-            log.info("route serves name=%s adapter=%s", name, adapter.id)
-        self._models = models
+        routes = sorted(self.store.routes.list(), key=lambda route: route.updated_at)
+        wanted = {(route_name(r), r.stage): r for r in routes if r.stage in self._stages}
+        proved = {lane.route.adapter_id: lane.source for lane in self._lanes.values()}
+        lanes: dict[tuple[str, Stage], Lane] = {}
+        for (name, stage), route in wanted.items():
+            source = proved.get(route.adapter_id) or self._prove(name, route)
+            if source is not None:
+                lanes[name, stage] = Lane(route, source)
+            elif stage is Stage.LIVE and (before := self._lanes.get((name, stage))):
+                lanes[name, stage] = before
+        self._lanes = lanes
+        in_order = sorted(lanes, key=lambda key: self._stages.index(key[1]))
+        self._keep(list(dict.fromkeys(lanes[key].source for key in in_order)))
+
+    def _prove(self, name: str, route: Route) -> ModelSource | None:
+        """Return how to load an adapter that has not been served yet; None if it cannot be."""
+        try:
+            adapter = self.store.adapters.get(route.adapter_id)
+            source = source_of(adapter, self._base_model)
+            self._load(source)
+        except StoreUnavailable:
+            raise
+        except SlmError as error:
+            self._tell(name, f"adapter {route.adapter_id} cannot be served: {error}")
+            return None
+        self._tell(name, "")
+        log.info("route serves name=%s stage=%s adapter=%s", name, route.stage, route.adapter_id)
+        return source
 
     def close(self) -> None:
         """Stop following."""

@@ -18,6 +18,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from slm_core.errors import ConfigError, MissingDependency, PromptMismatch
+from slm_core.records import Stage
+from slm_core.serving.exchange import Compare, Record
 from slm_core.serving.messages import ModelSource, source_of
 from slm_core.serving.router import FixedModels, LiveModels
 from slm_core.serving.spec import ServingSpec
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from slm_core.serving.engine import Engine
 
 log = logging.getLogger(__name__)
+
+_STAGES = (Stage.LIVE, Stage.CANARY, Stage.SHADOW)
+"""Whom a gateway asks; without a teacher only who is live is served."""
 
 
 class Address(NamedTuple):
@@ -45,12 +50,20 @@ def say_ready(address: Address) -> None:
     sys.stdout.flush()
 
 
-def serve(spec: ServingSpec, on_ready: Callable[[Address], None] = say_ready) -> None:
+def serve(
+    spec: ServingSpec,
+    on_ready: Callable[[Address], None] = say_ready,
+    *,
+    compare: Compare | None = None,
+    record: Record = lambda exchange: None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C; call from the main thread.
 
     Args:
         spec: what to serve, and where.
         on_ready: called once, when the models are loaded and the port is open.
+        compare: a gateway's judge of two answers; see ``evaluation.compare_answers``.
+        record: what a gateway does with each exchange; must return at once and never raise.
 
     Raises:
         ConfigError: the port is taken, or the address is not of this machine.
@@ -63,11 +76,15 @@ def serve(spec: ServingSpec, on_ready: Callable[[Address], None] = say_ready) ->
         import uvicorn
 
         from slm_core.serving.app import Limits, build_app
+        from slm_core.serving.gateway import Gateway
+        from slm_core.serving.upstream import Upstream
     except ImportError as error:
         raise MissingDependency(
             f"Serving needs {error.name}: pip install 'slm-swap[serve]'"
         ) from error
     from slm_core.serving.engine import Engine
+    from slm_core.serving.shadow import Shadows
+    from slm_core.serving.tally import Tally
 
     with contextlib.ExitStack() as open_things:
         listener = open_things.enter_context(_listen(spec.host, spec.port))
@@ -80,14 +97,43 @@ def serve(spec: ServingSpec, on_ready: Callable[[Address], None] = say_ready) ->
         open_things.callback(engine.close)
         models = open_things.enter_context(_models(spec, engine))
         limits = Limits(spec.max_body_bytes, spec.default_max_tokens, spec.request_timeout_seconds)
+        gateway = on_close = None
+        if spec.teacher is not None:
+            assert isinstance(models, LiveModels)
+            assert compare is not None, "a gateway needs to compare answers"
+            upstream = Upstream(spec.teacher, spec.request_timeout_seconds)
+            on_close = upstream.close
+            tally = Tally(models.store)
+            open_things.callback(tally.close)
+            tally.start()
+            shadows = Shadows(
+                engine,
+                tally,
+                compare,
+                record,
+                timeout_seconds=spec.student_timeout_seconds,
+                max_queue=spec.max_shadow_queue,
+            )
+            open_things.callback(shadows.close)
+            shadows.start()
+            gateway = Gateway(
+                engine,
+                models,
+                upstream,
+                shadows,
+                tally,
+                record,
+                limits,
+                spec.student_timeout_seconds,
+            )
         key = spec.api_key.get_secret_value() if spec.api_key else None
         server = uvicorn.Server(
             uvicorn.Config(
-                build_app(engine, models, limits, key),
+                build_app(engine, models, limits, key, gateway, on_close),
                 loop="asyncio",
                 http="h11",
                 ws="none",
-                lifespan="off",
+                lifespan="on",
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=round(spec.shutdown_seconds),
@@ -142,6 +188,8 @@ def _models(spec: ServingSpec, engine: Engine) -> Iterator[FixedModels | LiveMod
             store,
             lambda source: engine.load(source, spec.request_timeout_seconds),
             base_model=spec.model_path,
+            stages=_STAGES if spec.teacher is not None else (Stage.LIVE,),
+            keep=engine.keep,
         )
         try:
             models.start()

@@ -1,4 +1,4 @@
-"""What a server may be told."""
+"""What a server may be told, and how an adapter comes to answer real traffic."""
 
 from __future__ import annotations
 
@@ -7,6 +7,48 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from slm_core.prompting.prefix import Variant
+from slm_core.records import RiskTier, Track, TrafficLimits
+
+
+class PromotionSpec(BaseModel):
+    """Who lets an adapter answer, and what its traffic must show before each further step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    risk: RiskTier = RiskTier.HIGH
+    """What a wrong answer may cost. Only ``low`` is approved without a person."""
+    risk_of: dict[str, RiskTier] = Field(default_factory=dict[str, RiskTier])
+    """Tiers of single agents, or of one track of an agent: ``AGENT`` or ``AGENT/TRACK``."""
+    approval_days: float = Field(default=7.0, gt=0)
+    """How long a request waits for a person; then it is rejected."""
+    canary_share: float = Field(default=0.10, gt=0, le=1)
+    """Part of the conversations that a canary answers, unless the form says another."""
+    limits: TrafficLimits = TrafficLimits()
+    """What the traffic must show."""
+
+    def tier(self, agent_name: str, track: Track) -> RiskTier:
+        """Return the risk of an agent's calls; the nearest declaration counts."""
+        for name in (f"{agent_name}/{track}", agent_name):
+            if name in self.risk_of:
+                return self.risk_of[name]
+        return self.risk
+
+
+class TeacherSpec(BaseModel):
+    """How a gateway reaches the hosted model behind it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["azure", "openai"]
+    """Form of its address."""
+    endpoint: str
+    """Base address: an Azure resource, or a URL that ends in ``/v1``; empty is OpenAI's own."""
+    api_key: SecretStr
+    """Its key; callers need not know it."""
+    api_version: str = ""
+    """Azure only."""
+    model: str
+    """Azure deployment, or model name."""
 
 
 class ServingSpec(BaseModel):
@@ -25,6 +67,12 @@ class ServingSpec(BaseModel):
     an adapter."""
     routes_url: str | None = Field(default=None, repr=False)
     """Store whose live adapters are served, each as AGENT/TRACK, and followed as they change."""
+    teacher: TeacherSpec | None = None
+    """With routes: be a gateway in front of this model, which answers whatever no adapter does."""
+    student_timeout_seconds: float = Field(default=10.0, gt=0)
+    """Gateway: how long an adapter may take before the teacher is asked in its place."""
+    max_shadow_queue: int = Field(default=32, ge=1)
+    """Gateway: answers that may wait to be compared; beyond it they are counted, not compared."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
@@ -54,4 +102,6 @@ class ServingSpec(BaseModel):
             raise ValueError("give model_path, or routes_url to serve the live adapters of a store")
         if self.routes_url is not None and (self.adapter_path or self.name or self.cep != "auto"):
             raise ValueError("adapter_path, name and cep come from the store's routes; leave them")
+        if self.teacher is not None and self.routes_url is None:
+            raise ValueError("a gateway has a teacher and routes; give routes_url too")
         return self

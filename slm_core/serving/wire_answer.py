@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from slm_core.backends.base import Completion
@@ -41,6 +41,21 @@ def chunk(head: dict[str, Any], delta: dict[str, Any], reason: str | None = None
     """Return one piece of a streamed answer."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
     return {**head, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def whole_as_chunks(
+    head: dict[str, Any], completion: Completion, native: bool, with_usage: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield an answer that is there as a whole as the pieces of a stream."""
+    message, reason = answer_message(completion, native)
+    yield chunk(head, {"role": "assistant", "content": ""})
+    if calls := message.get("tool_calls"):
+        yield chunk(head, calls_delta(calls))
+    else:
+        yield chunk(head, {"content": message["content"]})
+    yield chunk(head, {}, reason)
+    if with_usage:
+        yield usage_chunk(head, completion)
 
 
 def calls_delta(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from slm_core.store.approvals import Approvals
 from slm_core.store.capture import Calls
 from slm_core.store.claims import Claims
 from slm_core.store.dataset import Datasets
@@ -15,6 +16,7 @@ from slm_core.store.migrate import upgrade
 from slm_core.store.quarantine import Quarantine
 from slm_core.store.serving import Routes
 from slm_core.store.spans import Spans
+from slm_core.store.traffic import Traffic
 from slm_core.store.training import Adapters, Runs
 from slm_core.store.verify import disagreements
 
@@ -36,6 +38,8 @@ class Store:
         self.evaluations = Evaluations(database)
         self.decisions = Decisions(database)
         self.routes = Routes(database)
+        self.approvals = Approvals(database)
+        self.traffic = Traffic(database)
         self.spans = Spans(database)
 
     def verify(self) -> list[str]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from slm_core.store.encoding import AnyText, UtcTime
 
-REVISION = "0001"
+REVISION = "0003"
 """The newest migration; a test compares it with ``migrations/versions``."""
 VERSION_TABLE = "slm_store_version"
 """Not Alembic's default name: Prefect's tables may live in the same database."""
@@ -169,6 +169,7 @@ routes = sa.Table(
     sa.Column("stage", AnyText, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("updated_at", UtcTime, nullable=False),
+    sa.Column("share", sa.Double),
 )
 live = routes.c.stage == sa.literal_column("'live'")
 sa.Index(
@@ -190,6 +191,26 @@ promotions = sa.Table(
     sa.Column("sha256", sa.Text, nullable=False),
     sa.Column("record", sa.Text, nullable=False),
     sa.Index("ix_promotions_route", "agent_name", "track", "number"),
+)
+
+approvals = _record_table(
+    "approvals",
+    sa.Column("run_id", AnyText, nullable=False, unique=True),
+    sa.Column("state", AnyText, nullable=False, index=True),
+)
+
+traffic = sa.Table(
+    "traffic",
+    metadata,
+    sa.Column("agent_name", AnyText, primary_key=True),
+    sa.Column("track", sa.Text, primary_key=True),
+    sa.Column("adapter_id", AnyText, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    # Start of the quarter of an hour that is counted.
+    sa.Column("since", UtcTime, primary_key=True),
+    sa.Column("role", AnyText, primary_key=True),
+    sa.Column("outcome", AnyText, primary_key=True),
+    sa.Column("times", sa.BigInteger, nullable=False),
 )
 
 spans = sa.Table(

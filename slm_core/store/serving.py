@@ -26,6 +26,11 @@ class Routes:
         with self._database.read() as connection:
             return _find(connection, agent_name, track, _routes.c.stage == Stage.LIVE)
 
+    def find(self, agent_name: str, track: Track, adapter_id: str) -> Route | None:
+        """Return the route of an adapter for an agent and track; None while it has none."""
+        with self._database.read() as connection:
+            return _find(connection, agent_name, track, _routes.c.adapter_id == adapter_id)
+
     def list(self) -> tuple[Route, ...]:
         """Return every route, by agent, track and adapter."""
         statement = sa.select(_routes).order_by(*_routes.primary_key)
@@ -65,7 +70,7 @@ class Routes:
                     found=live.adapter_id if live else None,
                 )
                 if live is not None:
-                    _put(self._database, connection, live, Stage.RETIRED)
+                    _put(self._database, connection, live, Stage.RETIRED, None)
             connection.execute(sa.insert(_promotions).values(_row(promotion)))
             started = Route(
                 agent_name=agent_name,
@@ -74,7 +79,13 @@ class Routes:
                 stage=promotion.to_stage,
                 version=0,
             )
-            return _put(self._database, connection, route or started, promotion.to_stage)
+            return _put(
+                self._database,
+                connection,
+                route or started,
+                promotion.to_stage,
+                promotion.share,
+            )
 
     def history(self, agent_name: str, track: Track) -> tuple[Promotion, ...]:
         """Return every move of an agent and track, oldest first."""
@@ -97,9 +108,16 @@ def _find(
     return None if row is None else Route(**row)
 
 
-def _put(database: Database, connection: sa.Connection, route: Route, stage: Stage) -> Route:
+def _put(
+    database: Database, connection: sa.Connection, route: Route, stage: Stage, share: float | None
+) -> Route:
     """Store ``route`` at ``stage`` under its next version."""
-    values = {"stage": stage, "version": route.version + 1, "updated_at": utc_now()}
+    values = {
+        "stage": stage,
+        "version": route.version + 1,
+        "share": share,
+        "updated_at": utc_now(),
+    }
     moved = route.model_copy(update=values)
     statement = database.insert(_routes).values(moved.model_dump())
     connection.execute(

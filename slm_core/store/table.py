@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from slm_core.errors import RecordNotFound, StoreError
 from slm_core.records import (
     Adapter,
+    Approval,
     Dataset,
     Decision,
     Evaluation,
@@ -19,8 +20,8 @@ from slm_core.records import (
 from slm_core.store.encoding import from_json, to_json
 from slm_core.store.engine import Database
 
-R = TypeVar("R", Dataset, TrainingRun, Adapter, Evaluation, Decision)
-AnyRecord = Dataset | TrainingRun | Adapter | Evaluation | Decision | Promotion
+R = TypeVar("R", Dataset, TrainingRun, Adapter, Evaluation, Decision, Approval)
+AnyRecord = Dataset | TrainingRun | Adapter | Evaluation | Decision | Approval | Promotion
 
 
 class RecordTable(Generic[R]):

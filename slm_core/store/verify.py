@@ -30,6 +30,7 @@ _RECORDS = (
     schema.evaluations,
     schema.decisions,
     schema.promotions,
+    schema.approvals,
 )
 
 

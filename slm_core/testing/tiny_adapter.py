@@ -11,9 +11,16 @@ from slm_core.records import TRACKS, Adapter, content_id
 
 
 def build_tiny_adapter(
-    path: Path, model_path: Path, prefix: ContextPrefix | None = None, seed: int = 1
+    path: Path,
+    model_path: Path,
+    prefix: ContextPrefix | None = None,
+    seed: int = 1,
+    strength: float = 0.5,
 ) -> Adapter:
-    """Write a random adapter of the model in ``model_path`` to ``path``; return its record."""
+    """Write a random adapter of the model in ``model_path`` to ``path``; return its record.
+
+    With a ``strength`` of 0 the model answers as it does without.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,7 +30,7 @@ def build_tiny_adapter(
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at first, which would change no answer
-            torch.nn.init.normal_(parameter, std=0.5)
+            torch.nn.init.normal_(parameter, std=strength)
     model.save_pretrained(str(path), save_embedding_layers=False)
     renderer = Renderer(AutoTokenizer.from_pretrained(model_path), prefix)
     weights = file_sha256(path / "adapter_model.safetensors")

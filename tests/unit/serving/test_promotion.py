@@ -192,13 +192,13 @@ def test_an_outdated_view_does_not_win(store: Store) -> None:
     move(store, Stage.SHADOW)
 
     class Behind:
-        """A store whose list of routes is old."""
+        """A store whose view of the route is old."""
 
         def __init__(self) -> None:
             self.routes = self
-            self._old = store.routes.list()
+            (self._old,) = store.routes.list()
 
-        def list(self) -> tuple[Route, ...]:
+        def find(self, *_: str) -> Route:
             return self._old
 
         def __getattr__(self, name: str) -> Any:

@@ -1,0 +1,50 @@
+"""Two answers agree when they make the same calls, whatever their letters look like."""
+
+from __future__ import annotations
+
+import pytest
+
+from slm_core.evaluation import compare_answers
+from slm_core.records import Tool, TrafficOutcome
+
+PAY = Tool(
+    name="pay",
+    parameters={
+        "type": "object",
+        "properties": {"sum": {"type": "number"}, "to": {"type": "string"}},
+    },
+)
+GIVEN = '{"name": "pay", "arguments": {"sum": 5, "to": "ann"}}'
+
+
+@pytest.mark.parametrize(
+    ("other", "outcome"),
+    [
+        (GIVEN, TrafficOutcome.AGREED),
+        ('{"arguments":{"to":"ann","sum":5.0},"name":"pay"}', TrafficOutcome.AGREED),
+        (GIVEN.replace("5", "6"), TrafficOutcome.DISAGREED),
+        (GIVEN.replace("pay", "get"), TrafficOutcome.DISAGREED),
+        ('{"name": null, "arguments": {}}', TrafficOutcome.DISAGREED),
+        (f"```json\n{GIVEN}\n```", TrafficOutcome.FORMAT),
+        (GIVEN[:-4], TrafficOutcome.FORMAT),
+        ("", TrafficOutcome.FORMAT),
+    ],
+)
+def test_structured_answers(other: str, outcome: TrafficOutcome) -> None:
+    assert compare_answers("structured", (PAY,), GIVEN, other) is outcome
+
+
+def test_several_calls_agree_in_any_order() -> None:
+    calls = [f'<tool_call name="pay">{{"sum": {n}}}</tool_call>' for n in (1, 2)]
+    assert compare_answers("toolcall", (PAY,), "\n".join(calls), "\n".join(calls[::-1])) is (
+        TrafficOutcome.AGREED
+    )
+    assert compare_answers("toolcall", (PAY,), "\n".join(calls), calls[0]) is (
+        TrafficOutcome.DISAGREED
+    )
+
+
+def test_an_answer_in_no_format_is_compared_with_nothing() -> None:
+    assert compare_answers("structured", (PAY,), "Of course!", GIVEN) is (
+        TrafficOutcome.INCOMPARABLE
+    )
