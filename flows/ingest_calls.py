@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.deployments import run_deployment
-from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
 
 from slm_core.records import ClaimState, IngestReport
+from tasks._events import announce
 from tasks._wiring import opened_store
 from tasks.capture import ingest_spool
 
@@ -65,10 +65,11 @@ def _start_retrainings() -> None:
                 return
             store.claims.submitted(claim.id)
             log.info("retraining started claim=%s run=%s", claim.id, run.id)
-            emit_event(
+            announce(
                 "slm.captures.threshold-reached",
-                resource={"prefect.resource.id": f"slm.claim.{claim.id}"},
-                payload={"claim_id": claim.id, "calls": claim.size},
+                f"slm.claim.{claim.id}",
+                claim_id=claim.id,
+                calls=claim.size,
             )
 
 

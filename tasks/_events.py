@@ -1,0 +1,44 @@
+"""Our events: what notifications, and whoever else listens to the server, learn of.
+
+An event is a feed and never the record. What must not be lost is in the store or in a run's
+folder before the event is sent, and the flow ``status`` finds it there when an event was lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from prefect.events import emit_event
+
+log = logging.getLogger(__name__)
+
+EventName = Literal[
+    "slm.captures.threshold-reached",  # slm.claim.ID
+    "slm.training.failed",  # slm.run.ID
+    "slm.gpu.sick",  # slm.gpu.UUID
+    "slm.promotion.waiting",  # slm.promotion.ID
+    "slm.promotion.decided",  # slm.promotion.ID
+    "slm.status.needs-person",  # slm.concern.KEY
+]
+"""Every event, with the resource that it is about."""
+
+_LONGEST = 300
+"""Characters of one value; more would be somebody's text and not a fact."""
+
+
+def announce(event: EventName, resource_id: str, **payload: str | float | bool | None) -> None:
+    """Send one event to the Prefect server; a server that is away is no error.
+
+    The run that it is sent from is attached by Prefect. Values are ids, counts and short
+    sentences of ours: never a prompt, an answer or a secret.
+    """
+    facts = {
+        name: value[:_LONGEST] if isinstance(value, str) else value
+        for name, value in payload.items()
+    }
+    try:
+        emit_event(event, resource={"prefect.resource.id": resource_id}, payload=facts)
+    except Exception as error:
+        # Notifications are a convenience: nothing that works may end because one was not sent.
+        log.warning("event not sent event=%s error=%s", event, type(error).__name__)
