@@ -26,8 +26,8 @@ __all__ = [
     "Waiting",
     "concerns",
     "gather",
-    "sections",
     "headline",
+    "sections",
     "to_markdown",
     "to_page",
 ]

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from slm_core.records import Stage
+from slm_core.report.words import duration
 from slm_core.status.concerns import RECENT
 from slm_core.status.snapshot import Night, RunNow, Status
 
@@ -195,14 +196,6 @@ def _machine(status: Status) -> Section:
     asked = f"asked {_moment(known.at)}" if known else "not asked yet: run status/now"
     rows.append(("Prefect", (known.dashboard if known else "") or "", asked))
     return Section("Store, disk and workers", free, ("what", "where", "how"), tuple(rows), free)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as people say it: ``40 s``, ``12 min``, ``3 h 5 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _moment(when: datetime) -> str:

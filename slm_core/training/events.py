@@ -22,6 +22,8 @@ class StepEvent(LossPoint):
     total_steps: int
     eta_seconds: float
     """Expected time to the last step."""
+    gpu_bytes: int | None = None
+    """Most GPU memory that the first worker held so far; None on a CPU."""
 
     def point(self) -> LossPoint:
         """Return the part that stays in the adapter's record."""
