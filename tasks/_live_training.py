@@ -38,8 +38,10 @@ class LiveTrainingPage:
         self.attempts = attempts
         for attempt in attempts:
             found = attempt.fault and attempt.fault.details.get("triage")
-            triage = Triage.model_validate(found) if found else None
-            for gpu in triage.sick if triage else ():
+            if not found:
+                continue
+            triage = Triage.model_validate(found)
+            for gpu in triage.sick:
                 if gpu not in self._sick:
                     self._sick.add(gpu)
                     announce_sick(gpu, triage.reason, action=triage.action, run_id=self._run_id)
