@@ -105,7 +105,7 @@ def _running(client: SyncPrefectClient) -> tuple[FlowRunNow, ...]:
         if str(run.id) != str(flow_run.id) and run.state is not None
     ]
     flows = _flow_names(client, found)
-    shares = _progress(client, [run.id for run in found])
+    progress = _progress(client, [run.id for run in found])
     return tuple(
         FlowRunNow(
             id=str(run.id),
@@ -113,7 +113,7 @@ def _running(client: SyncPrefectClient) -> tuple[FlowRunNow, ...]:
             flow=flows[run.flow_id],
             state=run.state.name or run.state.type.value if run.state else "",
             since=run.start_time,
-            progress=shares.get(run.id),
+            progress=progress.get(run.id, ""),
             where=(run.infrastructure_pid or "").partition(":")[0],
         )
         for run in found
@@ -151,8 +151,8 @@ def _flow_names(client: SyncPrefectClient, runs: list[FlowRun]) -> dict[UUID, st
     return {flow_id: client.read_flow(flow_id).name for flow_id in {run.flow_id for run in runs}}
 
 
-def _progress(client: SyncPrefectClient, runs: list[UUID]) -> dict[UUID, float]:
-    """Return the newest progress of each run that shows any."""
+def _progress(client: SyncPrefectClient, runs: list[UUID]) -> dict[UUID, str]:
+    """Return what the newest progress of each run says."""
     if not runs:
         return {}
     wanted = ArtifactFilter(
@@ -160,7 +160,7 @@ def _progress(client: SyncPrefectClient, runs: list[UUID]) -> dict[UUID, float]:
     )
     found = client.read_artifacts(artifact_filter=wanted)
     return {
-        one.flow_run_id: float(str(one.data))
+        one.flow_run_id: one.description or f"{one.data} %"
         for one in sorted(found, key=lambda one: one.updated or _LONG_AGO)
         if one.flow_run_id is not None
     }
@@ -186,7 +186,7 @@ def _nights(client: SyncPrefectClient) -> tuple[tuple[Night, ...], datetime | No
             at=run.expected_start_time or run.start_time or _LONG_AGO,
             outcome=run.state.name or run.state.type.value,
             green=run.state.is_completed() if run.state.is_final() else None,
-            run_id=str(run.id),
+            run=run.name,
             message=(run.state.message or "")[:_SHOWN],
         )
         for run in found

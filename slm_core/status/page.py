@@ -14,8 +14,6 @@ from slm_core.status.sections import Section, sections
 from slm_core.status.snapshot import Status
 
 _RELOAD_SECONDS = 60
-_TILES = 5
-"""Parts whose answer is short enough to stand on top."""
 
 
 def headline(found: tuple[Concern, ...]) -> str:
@@ -29,8 +27,8 @@ def to_page(status: Status) -> str:
     """Return the page. Equal statuses give equal bytes."""
     style = files("slm_core.report").joinpath("page.css").read_text(encoding="utf-8")
     found, parts = concerns(status), sections(status)
-    tiles = "".join(_tile(part) for part in parts[:_TILES])
-    body = "\n".join(_section(part) for part in parts)
+    tiles = "".join(_tile(part) for part in parts)
+    cards = "\n".join(_card(part) for part in parts if part.rows)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -39,7 +37,8 @@ def to_page(status: Status) -> str:
         '<meta name="robots" content="noindex"><meta name="referrer" content="no-referrer">'
         f"<title>{e(headline(found))}: SLM Swap</title>\n<style>{style}</style></head>\n"
         f'<body class="{"FAILURE" if found else "SUCCESS"}"><main>\n'
-        f'{_hero(status, found)}\n<div class="tiles">{tiles}</div>\n{body}\n'
+        f'{_hero(status, found)}\n<div class="tiles">{tiles}</div>\n'
+        f'<div class="grid2 below">\n{cards}\n</div>\n'
         "<footer>Written by the flow status/now, every hour and whenever it is run. `slm status` "
         "shows the same in a terminal.</footer></main></body></html>\n"
     )
@@ -64,10 +63,7 @@ def _tile(part: Section) -> str:
     )
 
 
-def _section(part: Section) -> str:
-    head = f"<h2>{e(part.title)}</h2>"
-    if not part.rows:
-        return f'{head}<p class="lede">{e(part.summary)}.</p>'
+def _card(part: Section) -> str:
     columns = "".join(f'<th class="text">{e(column)}</th>' for column in part.columns)
     rows = "".join(
         "<tr>"
@@ -79,6 +75,7 @@ def _section(part: Section) -> str:
         for row in part.rows
     )
     return (
-        f'{head}<p class="lede">{e(part.summary)}.</p><div class="card scroll">'
-        f'<table class="stack"><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="card"><h3>{e(part.title)}</h3><p class="sub">{e(part.summary)}</p>'
+        f'<div class="scroll"><table class="stack"><thead><tr>{columns}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></div>"
     )

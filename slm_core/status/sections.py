@@ -51,8 +51,7 @@ def _live(status: Status) -> Section:
     summary = (
         _UNKNOWN
         if status.store is None
-        else f"{live} of our adapters {'answers' if live == 1 else 'answer'}; "
-        "the teacher answers every other call"
+        else "adapters answer; the teacher takes every other call"
         if live
         else "the teacher answers every call"
     )
@@ -67,7 +66,7 @@ def _live(status: Status) -> Section:
         for route in sorted(routes, key=lambda r: (r.stage is not Stage.LIVE, r.agent_name))
     )
     columns = ("agent and track", "adapter", "stage", "since", "share")
-    return Section("What is live", summary, columns, rows, str(live) if status.store else "?")
+    return Section("Live", summary, columns, rows, str(live) if status.store else "?")
 
 
 def _running(status: Status) -> Section:
@@ -76,8 +75,7 @@ def _running(status: Status) -> Section:
     ours = {run.run_id: run for run in status.runs if run.at_work}
     for flow_run in known.running if known else ():
         run = ours.pop(flow_run.id, None)
-        share = "" if flow_run.progress is None else f"{flow_run.progress:.0f} %"
-        progress = _progress(run) if run and run.step else share
+        progress = flow_run.progress or (_progress(run) if run else "")
         where = run.host if run else flow_run.where
         since = _moment(flow_run.since) if flow_run.since else ""
         rows.append((flow_run.name, flow_run.flow, flow_run.state, progress, where, since))
@@ -89,9 +87,11 @@ def _running(status: Status) -> Section:
             said = f"{run.state}, at rest" if run.state != "running" else "crashed"
             moved = _moment(run.moved_at)
             rows.append((run.run_id, run.flow, said, _progress(run), run.host, moved))
-    summary = f"{at_work} at work" + (f", {len(rows) - at_work} stopped" * (len(rows) > at_work))
+    stopped = len(rows) - at_work
+    summary = "runs" if at_work else "nothing runs"
+    summary += f"; {stopped} stopped before their end" if stopped else ""
     columns = ("run", "flow", "state", "progress", "host", "since")
-    return Section("What is running", summary, columns, tuple(rows), str(at_work))
+    return Section("At work", summary, columns, tuple(rows), str(at_work))
 
 
 def _progress(run: RunNow) -> str:
@@ -108,7 +108,7 @@ def _progress(run: RunNow) -> str:
 def _retraining(status: Status) -> Section:
     columns = ("claim", "calls", "state", "held by", "attempts", "made")
     if status.store is None:
-        return Section("The next retraining", _UNKNOWN, columns, (), "?")
+        return Section("Next retraining", _UNKNOWN, columns, (), "?")
     waiting, missing = status.store.waiting, status.missing
     summary = (
         f"{waiting} of {status.threshold} usable calls wait; {missing} more start it"
@@ -126,14 +126,14 @@ def _retraining(status: Status) -> Section:
         )
         for claim in status.store.claims
     )
-    return Section("The next retraining", summary, columns, rows, f"{missing} calls")
+    return Section("Next retraining", summary, columns, rows, f"{missing} calls")
 
 
 def _nights(status: Status) -> Section:
     columns = ("night", "outcome", "run", "what it said")
     known = status.operations
     if known is None:
-        return Section("The nights", _UNKNOWN, columns, (), "?")
+        return Section("Nights", _UNKNOWN, columns, (), "?")
     nights = known.nights[:_NIGHTS]
     done = [night for night in nights if night.green is not None]
     if done:
@@ -143,11 +143,9 @@ def _nights(status: Status) -> Section:
         )
     else:
         summary = "none yet" if known.nightly_since else "none yet, and none is scheduled"
-    rows = tuple(
-        (_moment(night.at), _outcome(night), night.run_id, night.message) for night in nights
-    )
+    rows = tuple((_moment(night.at), _outcome(night), night.run, night.message) for night in nights)
     short = ("green" if done[0].green else "not green") if done else "none"
-    return Section("The nights", summary, columns, rows, short)
+    return Section("Nights", summary, columns, rows, short)
 
 
 def _outcome(night: Night) -> str:

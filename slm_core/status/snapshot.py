@@ -87,8 +87,8 @@ class FlowRunNow(Record):
     flow: str
     state: str
     since: datetime | None = None
-    progress: float | None = None
-    """0 to 100, of its newest progress artifact."""
+    progress: str = ""
+    """What its newest progress artifact says."""
     where: str = ""
     """Worker or host."""
 
@@ -102,7 +102,8 @@ class Night(Record):
     """The name of the run's state, such as ``Completed``, ``Skipped`` or ``Failed``."""
     green: bool | None
     """None while it runs."""
-    run_id: str
+    run: str
+    """Name of the run."""
     message: str = ""
 
 

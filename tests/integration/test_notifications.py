@@ -12,12 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx
 import pytest
 from prefect import get_client
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
@@ -25,6 +28,7 @@ from slm_core.local_stack import prefect_api
 from slm_core.local_stack.ports import free_port
 from slm_core.local_stack.postgres import ensure_database
 from slm_core.local_stack.processes import start, stop, wait_until
+from slm_core.records import utc_now
 from slm_core.testing.webhook_receiver import WebhookReceiver
 from tasks._notifications import BLOCK, NEWS, notification_automations
 
@@ -145,8 +149,10 @@ def output(
     """What the flows printed; every automation was made before."""
     with temporary_settings({PREFECT_API_URL: server.api_url}):
         with get_client(sync_client=True) as client:
-            for automation in notification_automations(SecretStr(receiver.url)):
+            made = notification_automations(SecretStr(receiver.url))
+            for automation in made:
                 client.create_automation(automation)
+            client.create_automation(_probe(made[0]))
         # The address may change, the automations go on with the same block.
         again = notification_automations(SecretStr(receiver.url))
     blocks = server.ask("POST", "/block_documents/filter", {})
@@ -154,7 +160,7 @@ def output(
     assert {action.block_document_id.hex for one in again for action in one.actions} == {
         blocks[0]["id"].replace("-", "")
     }
-    time.sleep(4)  # the server's triggers read new automations every now and then
+    _wait_until_automations_work(server, receiver)
     home = tmp_path_factory.mktemp("slm")
     done = subprocess.run(
         [sys.executable, "-c", FLOWS],
@@ -173,6 +179,35 @@ def output(
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _probe(like: AutomationCore) -> AutomationCore:
+    """Return an automation that calls the same block for the event ``test.probe``."""
+    (action,) = like.actions
+    return AutomationCore(
+        name="probe",
+        trigger=EventTrigger(
+            expect={"test.probe"}, posture=Posture.Reactive, threshold=1, within=timedelta(0)
+        ),
+        actions=[action.model_copy(update={"payload": '{"news": "probe"}'})],
+    )
+
+
+def _wait_until_automations_work(server: Server, receiver: WebhookReceiver) -> None:
+    """Send probes until one arrives: a server takes up new automations all at once, but late."""
+    deadline = time.monotonic() + 60
+    while not receiver.received:
+        assert time.monotonic() < deadline, server.log.read_text()[-3000:]
+        probe = {
+            "id": str(uuid4()),
+            "event": "test.probe",
+            "occurred": utc_now().isoformat(),
+            "resource": {"prefect.resource.id": "test.probe"},
+        }
+        httpx.post(f"{server.api_url}/events", json=[probe], timeout=30).raise_for_status()
+        time.sleep(1)
+    time.sleep(3)  # for the probes that are on their way
+    receiver.received.clear()
 
 
 def test_each_event_is_told_once(server: Server, receiver: WebhookReceiver, output: str) -> None:
