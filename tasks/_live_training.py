@@ -29,6 +29,11 @@ class LiveTrainingPage:
         self._sick: set[str] = set()
         self.attempts: tuple[Attempt, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """What it is, in a word or two: the track where a run has a training for each."""
+        return " ".join(["train", *self._run_id.removeprefix(self._traced_as).split("-")]).strip()
+
     def live(self) -> LivePage:
         """Return what ``progress`` shows."""
         return LivePage("training-live", f"Training {self._run_id} as it goes", self._render)

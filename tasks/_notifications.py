@@ -149,7 +149,7 @@ def _trigger(news: News) -> EventTrigger:
 
 def _payload(news: News) -> str:
     """Return the template of the JSON that is sent; every value in it is made JSON when sent."""
-    runbook = "{{ event.payload.runbook | tojson }}"
+    runbook = "{{ (event.payload.runbook or none) | tojson }}"
     return (
         "{% set text %}" + news.text + "{% endset %}"
         '{"text": {{ text | tojson }},'

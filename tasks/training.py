@@ -63,7 +63,7 @@ def train_adapter(
     order = order_book().find(run_id)
     traced_as = order.run_id if order else run_id
     page = LiveTrainingPage(run_id, traced_as, folder, current_settings())
-    with opened_store() as store, progress(f"train {run_id}", page.live()) as on_progress:
+    with opened_store() as store, progress(page.title, page.live()) as on_progress:
         try:
             return train_recorded(
                 spec,

@@ -11,6 +11,8 @@ from slm_core.report.words import duration, usd
 
 _POINTS = 40
 """Points of a loss curve; more do not show."""
+_DARK_LINE = '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#4338ca"}}}}%%'
+"""Mermaid draws its first line in a yellow that white swallows."""
 
 
 class LiveTraining(NamedTuple):
@@ -81,7 +83,7 @@ def attempt_rows(attempts: Sequence[Attempt]) -> list[dict[str, str]]:
     return [
         {
             "attempt": str(attempt.number),
-            "steps": f"{attempt.first_step} to {attempt.last_step}",
+            "steps": _steps(attempt),
             "plan": _plan(attempt),
             "why this plan": attempt.reason or ("first plan" if number == 0 else "resumed"),
             "changed by the worker": "; ".join(attempt.recoveries) or "nothing",
@@ -115,19 +117,25 @@ def _section(adapter: Adapter, run: TrainingRun | None, dataset: Dataset) -> str
 def _curve(logged: Sequence[LossPoint]) -> str:
     """Return the loss by step as a Mermaid chart, which Prefect draws."""
     points = logged[:: -(-len(logged) // _POINTS)]
-    steps = ", ".join(str(point.step) for point in points)
     losses = ", ".join(f"{point.loss:.4f}" for point in points)
     return "\n".join(
         [
             "```mermaid",
+            _DARK_LINE,
             "xychart-beta",
             '    title "Training loss"',
-            f'    x-axis "step" [{steps}]',
+            f'    x-axis "step" {points[0].step} --> {points[-1].step}',
             '    y-axis "nats per token"',
             f"    line [{losses}]",
             "```",
         ]
     )
+
+
+def _steps(attempt: Attempt) -> str:
+    if attempt.ended_at is None:
+        return f"from {attempt.first_step} on"
+    return f"{attempt.first_step} to {attempt.last_step}"
 
 
 def _plan(attempt: Attempt) -> str:

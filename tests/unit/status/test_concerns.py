@@ -135,7 +135,9 @@ def test_what_goes_on_by_itself_needs_nobody(what: str) -> None:
 
 
 def test_the_screen_answers_every_question() -> None:
-    running = FlowRunNow(id="run-1", name="owl", flow="retrain", state="Running", progress="12 of 80")
+    running = FlowRunNow(
+        id="run-1", name="owl", flow="retrain", state="Running", progress="12 of 80"
+    )
     other = run(run_id="run-2", at_work=True, step=5, total_steps=20, loss=0.5, eta_seconds=300)
     seen = status(
         runs=(run(at_work=True), other, run(run_id="run-3", moved_at=ago(minutes=1))),
