@@ -170,6 +170,8 @@ class Settings(BaseModel):
     hf_token: SecretStr | None = _setting("HF_TOKEN")
     """Token for the Hugging Face hub: gated models and `slm adapters push`."""
 
+    notify_url: SecretStr | None = _setting("SLM_NOTIFY_URL")
+    """Address that news is posted to, secret parts and all; read when the project is deployed."""
     server_api_key: SecretStr | None = _setting("SLM_SERVER_API_KEY")
     """Key that `slm serve` asks of its callers."""
     prefect_login: Login | None = _setting(
@@ -232,6 +234,11 @@ class Settings(BaseModel):
     def gpu_ledger(self) -> Path:
         """What every GPU fault was found to be, one file for all runs of this machine."""
         return self.home / "health" / "ledger.json"
+
+    @property
+    def gpu_report(self) -> Path:
+        """What the last check of all GPUs of this machine found."""
+        return self.home / "health" / "report.json"
 
     @property
     def names_teacher(self) -> bool:

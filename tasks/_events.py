@@ -7,6 +7,7 @@ folder before the event is sent, and the flow ``status`` finds it there when an 
 from __future__ import annotations
 
 import logging
+import socket
 from typing import Literal
 
 from prefect.events import emit_event
@@ -42,3 +43,8 @@ def announce(event: EventName, resource_id: str, **payload: str | float | bool |
     except Exception as error:
         # Notifications are a convenience: nothing that works may end because one was not sent.
         log.warning("event not sent event=%s error=%s", event, type(error).__name__)
+
+
+def announce_sick(gpu: str, why: str, **facts: str | None) -> None:
+    """Tell that a GPU of this machine, by UUID or PCI address, must not be trained on."""
+    announce("slm.gpu.sick", f"slm.gpu.{gpu}", host=socket.gethostname(), why=why, **facts)

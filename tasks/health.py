@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from prefect.artifacts import create_table_artifact
 
 from slm_core import health
 from slm_core.health import HealthSpec
-from slm_core.records import Gpu, HealthCheck, HealthReport
+from slm_core.health.ledger import write_durably
+from slm_core.records import Gpu, Health, HealthCheck, HealthReport
+from tasks._events import announce_sick
 from tasks._progress import progress
 from tasks._wiring import current_settings, step
 
@@ -38,12 +41,27 @@ def check_gpus(
         report.tier,
         report.seconds,
     )
+    for check in report.checks:
+        if check.gpu and check.health is Health.FAIL:
+            announce_sick(check.gpu, check.message, check=check.name)
+    if not gpus:
+        _keep(report, settings.gpu_report)
     try:
         _show(report)
     except Exception as error:
         # A dashboard that is away for a moment must not change what is known of the GPUs.
         log.warning("health not shown in the dashboard error=%s", type(error).__name__)
     return report
+
+
+def _keep(report: HealthReport, path: Path) -> None:
+    """Leave the report for whoever asks how the GPUs are without asking them again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, report.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        # A full disk must not change what is known of the GPUs.
+        log.warning("health report not kept path=%s: %s", path, error)
 
 
 def _show(report: HealthReport) -> None:

@@ -18,8 +18,9 @@ from slm_core.training.base_model import check_base_model as check
 from slm_core.training.base_model import wants_gpus
 from slm_core.training.doctor import Doctor
 from slm_core.training.recorded import train_recorded
+from tasks._live_training import LiveTrainingPage
 from tasks._progress import OnProgress, progress
-from tasks._wiring import current_settings, opened_store, run_folder, step
+from tasks._wiring import current_settings, opened_store, order_book, run_folder, step
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,10 @@ def train_adapter(
 ) -> Adapter:
     """Train, or take up where an earlier attempt of this run left off; every attempt is kept."""
     folder = run_folder(run_id) / "training"
-    shown: list[tuple[Attempt, ...]] = []
-    with opened_store() as store, progress("train") as on_progress:
+    order = order_book().find(run_id)
+    traced_as = order.run_id if order else run_id
+    page = LiveTrainingPage(run_id, traced_as, folder, current_settings())
+    with opened_store() as store, progress(page.title, page.live()) as on_progress:
         try:
             return train_recorded(
                 spec,
@@ -72,11 +75,11 @@ def train_adapter(
                 gpus=gpus,
                 doctor=_doctor(run_id, gpus),
                 on_progress=_until_stopped(on_progress),
-                on_attempts=shown.append,
+                on_attempts=page.follow,
                 usd_per_hour=current_settings().training_usd_per_hour,
             )
         finally:
-            _show_attempts(shown[-1] if shown else ())
+            _show_attempts(page.attempts)
 
 
 def stop_trainings() -> None:

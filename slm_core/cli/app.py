@@ -30,6 +30,7 @@ from slm_core.cli import (
 from slm_core.cli.ask import ask
 from slm_core.cli.doctor.command import doctor
 from slm_core.cli.serve import serve
+from slm_core.cli.status import status
 from slm_core.errors import ConfigError, SlmError
 
 
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(ask)
 app.command()(doctor)
+app.command()(status)
 app.add_typer(calls.app, name="calls")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")

@@ -91,6 +91,14 @@ def seconds(value: float | None) -> str:
     return f"{minutes}{NARROW}min {rest}{NARROW}s"
 
 
+def duration(value: float) -> str:
+    """Return a long time, roughly: ``40 s``, ``12 min``, ``3 h 5 min``."""
+    if value < 90:
+        return f"{value:.0f}{NARROW}s"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours}{NARROW}h {minutes}{NARROW}min" if hours else f"{minutes}{NARROW}min"
+
+
 def usd(value: float | None) -> str:
     """Return dollars with two significant digits or cents, whichever says more."""
     if value is None:

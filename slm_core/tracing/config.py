@@ -30,6 +30,10 @@ class LangfuseConfig(Record):
     release: str | None = None
     """``LANGFUSE_RELEASE``, or the code's version."""
 
+    def trace_page(self, trace_id: str) -> str | None:
+        """Return the address of a trace's page; None while traces are not sent."""
+        return None if self.problems() else f"{self.base_url}/trace/{trace_id}"
+
     def problems(self) -> tuple[str, ...]:
         """Return every setting that keeps traces from being sent, in words."""
         missing = {

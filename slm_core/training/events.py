@@ -12,6 +12,9 @@ from slm_core.training.durable import replace_file
 
 log = logging.getLogger(__name__)
 
+_TAIL_BYTES = 4096
+"""More than one line has."""
+
 
 class StepEvent(LossPoint):
     """A logged step, and how far the run is."""
@@ -19,6 +22,8 @@ class StepEvent(LossPoint):
     total_steps: int
     eta_seconds: float
     """Expected time to the last step."""
+    gpu_bytes: int | None = None
+    """Most GPU memory that the first worker held so far; None on a CPU."""
 
     def point(self) -> LossPoint:
         """Return the part that stays in the adapter's record."""
@@ -47,6 +52,18 @@ class EventFile:
 def read_events(path: Path) -> list[StepEvent]:
     """Return every event of the file."""
     return EventFile(path).read_new()
+
+
+def read_last(path: Path) -> StepEvent | None:
+    """Return the newest event of the file, read from its end; None when it has none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            tail = file.read()
+    except FileNotFoundError:
+        return None
+    whole = tail[: tail.rfind(b"\n") + 1].splitlines()
+    return _parse(whole[-1]) if whole else None
 
 
 def forget_after(path: Path, step: int) -> None:

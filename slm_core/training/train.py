@@ -272,4 +272,4 @@ def _describe(event: StepEvent) -> str:
     said = f"loss {event.loss:.4f}, {event.tokens_per_second:,.0f} tokens/s"
     if event.val_loss is not None:
         said += f", validation loss {event.val_loss:.4f}"
-    return f"{said}, {event.eta_seconds:.0f} s left"
+    return said

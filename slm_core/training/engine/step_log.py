@@ -6,6 +6,7 @@ import os
 import time
 from types import TracebackType
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from slm_core.training.convergence import Note, perplexity
@@ -77,6 +78,7 @@ class StepLog:
             val_loss=val_loss,
             total_steps=self._total_steps,
             eta_seconds=per_step * (self._total_steps - result.step),
+            gpu_bytes=_peak_gpu_bytes(),
         )
         self._tokens, self._seconds = 0, 0.0
         self._events.write(line(event))
@@ -93,3 +95,8 @@ class StepLog:
         for name, value in scalars.items():
             if value is not None:
                 self._board.add_scalar(name, value, event.step)
+
+
+def _peak_gpu_bytes() -> int | None:
+    # Never the call that would first open a device.
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
