@@ -30,39 +30,38 @@ def upgrade(database: Database, *, create: bool) -> None:
         StoreError: a newer SLM Swap made the database.
         RecordNotFound: ``create`` is false, and there is no store yet.
     """
+    migrate(database, REVISION, create=create)
+
+
+def migrate(database: Database, to: str, *, create: bool) -> str | None:
+    """Bring the tables to revision ``to``, forward or back, with all data.
+
+    Returns:
+        The revision that they were at; None where there were none.
+
+    Raises:
+        StoreUnavailable: the database does not answer or cannot be written.
+        StoreError: there is no such revision, or a newer SLM Swap made the database.
+        RecordNotFound: ``create`` is false, and there is no store yet.
+    """
     if create and database.path is not None:
         _create_file(database, database.path)
-    found = revision(database)
-    if found == REVISION:
-        return
+    with database.read() as connection:
+        found = _revision(connection)
+    if found == to:
+        return found
     if found is None and not create:
         raise RecordNotFound(
             "There is no store here. Open it once with create=True.", store=database.url
         )
     if database.path is not None:
         database.use_wal()
-    migrate(database, REVISION)
-
-
-def migrate(database: Database, to: str) -> str | None:
-    """Bring the tables to revision ``to``, forward or back, with all data; return what they were at.
-
-    Raises:
-        StoreUnavailable: the database does not answer or cannot be written.
-        StoreError: this code does not know ``to``, or a newer SLM Swap made the database.
-    """
     with _alembic_is_global, database.write(alone=True) as connection:
         found = _revision(connection)
         if found != to:
             _run_migrations(connection, found, to, database.url)
             log.info("store migrated url=%s from=%s to=%s", database.url, found, to)
     return found
-
-
-def revision(database: Database) -> str | None:
-    """Return the revision of the tables; None where there is no store."""
-    with database.read() as connection:
-        return _revision(connection)
 
 
 def _create_file(database: Database, path: Path) -> None:

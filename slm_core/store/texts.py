@@ -46,7 +46,9 @@ class Pruning(NamedTuple):
 
 def add_texts(database: Database, connection: sa.Connection, calls: Sequence[Packed]) -> None:
     """Store the texts of calls, each once a month; nobody else is adding meanwhile."""
-    texts = {(one.row["month"], sha256): body for one in calls for sha256, body in one.bodies.items()}
+    texts = {
+        (one.row["month"], sha256): body for one in calls for sha256, body in one.bodies.items()
+    }
     if database.path is None:
         for month in sorted({month for month, _ in texts}):
             _ensure_partition(connection, month)

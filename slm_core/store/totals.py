@@ -112,8 +112,7 @@ def take_from_waiting(connection: sa.Connection, claimed: Counter[Group]) -> Non
         .where(*which)
         .values(waiting=_totals.c.waiting - sa.bindparam("claimed", type_=sa.BigInteger)),
         [
-            {f"of_{name}": value for name, value in zip(GROUP, group, strict=True)}
-            | {"claimed": n}
+            {f"of_{name}": value for name, value in zip(GROUP, group, strict=True)} | {"claimed": n}
             for group, n in sorted(claimed.items())
         ],
     )

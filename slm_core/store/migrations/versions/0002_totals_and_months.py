@@ -53,7 +53,9 @@ def upgrade() -> None:
                 f"CREATE TABLE call_bodies_{number} PARTITION OF call_bodies FOR VALUES IN "
                 f"({number})"
             )
-    wanted = " UNION ".join(f"SELECT {month} AS month, {h} AS sha256 FROM old_calls" for h in HASHES)
+    wanted = " UNION ".join(
+        f"SELECT {month} AS month, {h} AS sha256 FROM old_calls" for h in HASHES
+    )
     op.execute(
         "INSERT INTO call_bodies (month, sha256, body) SELECT w.month, w.sha256, b.body "
         f"FROM ({wanted}) w JOIN old_call_bodies b ON b.sha256 = w.sha256"
@@ -166,9 +168,7 @@ def _index_calls() -> None:
         ("ix_calls_waiting", ["created_at", "id"], "unusable IS NULL AND claim_id IS NULL"),
     ):
         condition = sa.text(where)
-        op.create_index(
-            name, "calls", columns, sqlite_where=condition, postgresql_where=condition
-        )
+        op.create_index(name, "calls", columns, sqlite_where=condition, postgresql_where=condition)
 
 
 def _create_totals() -> None:
