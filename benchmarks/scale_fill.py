@@ -55,8 +55,9 @@ TOOLS = (
 )
 EXCHANGE = (
     """'{"messages":[{"role":"user","content":"Please look up record ' || n || ' for customer '"""
-    """ || (n * 7919 % 100003) || ' and say when it was last changed.","tool_calls":[]}],"response":"""
-    """"{\\"name\\":\\"look_up\\",\\"arguments\\":{\\"record\\":' || n || '}}","tool_calls":[]}'"""
+    """ || (n * 7919 % 100003) || ' and say when it was last changed.","tool_calls":[]}],"""
+    """"response":"{\\"name\\":\\"look_up\\",\\"arguments\\":{\\"record\\":' || n"""
+    """ || '}}","tool_calls":[]}'"""
 )
 CALL_NAME, DIGEST_NAME = "'call' || n", "'qa' || n"
 USABLE = f"n % 10 < {USABLE_OF_TEN}"

@@ -30,8 +30,10 @@ _seconds = schema.call_seconds
 _reasons = schema.call_reasons
 GROUP = ("agent_name", "agent_type", "model")
 SUMS = tuple(c.name for c in _totals.c if c.name not in (*GROUP, "number"))
-READ = (*GROUP, *schema.calls.c["success", "unusable", "claim_id", "seconds"].keys()) + (
-    *schema.calls.c["cost_nanousd", "prompt_tokens", "completion_tokens"].keys(),
+READ = (
+    *GROUP,
+    *("success", "unusable", "claim_id", "seconds"),
+    *("cost_nanousd", "prompt_tokens", "completion_tokens"),
 )
 """The columns of a call that ``summed`` reads."""
 
@@ -58,7 +60,7 @@ def seconds_of(bucket: int) -> float:
     return 2 * _GROWTH**bucket / (_GROWTH + 1)
 
 
-def summed(calls: Iterable[Mapping[str, Any]]) -> Sums:
+def summed(calls: Iterable[Mapping[str, Any] | sa.RowMapping]) -> Sums:
     """Return the sums over rows of ``calls``; a row without a claim may lack ``claim_id``."""
     sums = Sums({}, Counter(), Counter())
     for call in calls:

@@ -256,5 +256,5 @@ def test_no_way_back_once_texts_are_pruned(first_store: str) -> None:
 
 
 def test_an_unknown_revision_is_refused(first_store: str) -> None:
-    with pytest.raises(StoreError, match="There is no revision '0815'. Name one of 0001, 0002"):
+    with pytest.raises(StoreError, match=r"There is no revision '0815'\. Name one of 0001, 0002"):
         migrate_store(first_store, "0815")
