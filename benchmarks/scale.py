@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from benchmarks.scale_fill import AGENTS, USABLE_OF_TEN, fill, prepare
 from slm_core.local_stack.postgres import ensure_database, throwaway_postgres
 from slm_core.records import Call, ClaimState, Message, utc_now
-from slm_core.store import Store, open_store
+from slm_core.store import Store, migrate_store, open_store
 
 BATCH = 500
 """Calls that the drain adds in one transaction."""
@@ -40,6 +40,10 @@ def main() -> None:
         "--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000]
     )
     parser.add_argument("--sqlite-rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument(
+        "--migrate-at", type=int, default=1_000_000, help="time a downgrade and upgrade here"
+    )
+    parser.add_argument("--teams", type=int, default=50, help="stores of one PostgreSQL server")
     parser.add_argument("--out", type=Path, default=Path(".slm/scale"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,9 @@ def main() -> None:
         if not sizes:
             continue
         with new_database(database) as url:
-            for row in measure(url, sizes):
+            if database == "PostgreSQL" and options.teams:
+                print(json.dumps(stores_of_teams(url, options.teams)), flush=True)
+            for row in measure(url, sizes, options.migrate_at):
                 found.append({"database": database, **row})
                 (options.out / "scale.json").write_text(json.dumps(found, indent=1))
                 print(table(found[-1:]), flush=True)
@@ -68,7 +74,38 @@ def new_database(kind: str) -> Iterator[str]:
         yield url.rsplit("/", 1)[0] + "/scale"
 
 
-def measure(url: str, sizes: list[int]) -> Iterator[dict[str, Any]]:
+def stores_of_teams(url: str, teams: int) -> dict[str, Any]:
+    """Give each team a store of its own on one server; return what each costs."""
+    made: list[float] = []
+    opened: list[float] = []
+    server = url.rsplit("/", 1)[0]
+    for number in range(teams):
+        began = time.perf_counter()
+        ensure_database(url, f"team_{number}")
+        open_store(f"{server}/team_{number}").close()
+        made.append((time.perf_counter() - began) * 1000)
+        began = time.perf_counter()
+        open_store(f"{server}/team_{number}").close()
+        opened.append((time.perf_counter() - began) * 1000)
+    engine = sa.create_engine(f"{server}/team_0")
+    with engine.connect() as connection:
+        size = connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar()
+    engine.dispose()
+    figures = {"make_ms": percentiles(made), "open_ms": percentiles(opened)}
+    return {"teams": teams, "bytes_each": size, **figures}
+
+
+def migrate(url: str) -> dict[str, float]:
+    """Go back one revision and forward again; return the seconds of each."""
+    seconds: dict[str, float] = {}
+    for what, to in (("downgrade_seconds", "0001"), ("upgrade_seconds", "0002")):
+        began = time.perf_counter()
+        migrate_store(url, to)
+        seconds[what] = round(time.perf_counter() - began, 1)
+    return seconds
+
+
+def measure(url: str, sizes: list[int], migrate_at: int) -> Iterator[dict[str, Any]]:
     """Yield the figures at each size."""
     open_store(url).close()
     engine = sa.create_engine(url)
@@ -83,6 +120,8 @@ def measure(url: str, sizes: list[int]) -> Iterator[dict[str, Any]]:
             store.claims.make()  # the fill leaves less than a claim; begin with an empty hand
             check(store, size)
             times, cpu = rounds(store, size)
+            if size == migrate_at:
+                print(json.dumps({"rows": size, **migrate(url)}), flush=True)
             yield {
                 "rows": store.calls.count(),
                 "fill_seconds": seconds,
