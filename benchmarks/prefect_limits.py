@@ -24,6 +24,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import psutil
 
 from slm_core.local_stack import prefect_api
 from slm_core.local_stack.ports import free_port
@@ -62,6 +63,8 @@ def main() -> None:
                     raise SystemExit(f"no server: {(Path(home) / 'log').read_text()[-2000:]}")
                 time.sleep(0.5)
             asyncio.run(measure(address, database, options))
+            memory = psutil.Process(server.pid).memory_info().rss / 1e6
+            print(f"memory of the server: {memory:.0f} MB")
         finally:
             server.terminate()
             server.wait(timeout=60)

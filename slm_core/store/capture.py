@@ -180,9 +180,8 @@ class Calls:
                 new.append(one)
         if new:
             texts.add_texts(self._database, connection, new)
-            # RETURNING makes one statement of many rows; without it each row would be one.
             rows = [one.row for one in new]
-            connection.execute(sa.insert(_calls).returning(_calls.c.id), rows).all()
+            connection.execute(sa.insert(_calls), rows)
             totals.add_to_totals(self._database, connection, rows)
         return new
 

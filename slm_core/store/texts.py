@@ -52,12 +52,10 @@ def add_texts(database: Database, connection: sa.Connection, calls: Sequence[Pac
     if database.path is None:
         for month in sorted({month for month, _ in texts}):
             _ensure_partition(connection, month)
-    insert = database.insert(_bodies).on_conflict_do_nothing()
-    # RETURNING makes one statement of many rows; without it each row would be one.
     connection.execute(
-        insert.returning(_bodies.c.month),
+        database.insert(_bodies).on_conflict_do_nothing(),
         [{"month": month, "sha256": sha, "body": body} for (month, sha), body in texts.items()],
-    ).all()
+    )
 
 
 def prune(database: Database, before: int, *, now: datetime | None = None) -> list[Pruning]:

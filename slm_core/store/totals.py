@@ -90,17 +90,17 @@ def add_to_totals(
         dict(zip(GROUP, group, strict=True)) | {name: total[name] for name in SUMS}
         for group, total in sums.totals.items()
     ]
-    adding = _adding(database, _totals, GROUP, SUMS).returning(*_totals.c["number", *GROUP])
-    numbers = {tuple(row[1:]): row[0] for row in connection.execute(adding, rows)}
-    # RETURNING makes one statement of many rows; without it each row would be one.
-    adding = _adding(database, _seconds, ("totals", "bucket"), ("calls",))
+    connection.execute(_adding(database, _totals, GROUP, SUMS), rows)
+    agents = {agent for agent, _, _ in sums.totals}
+    mine = sa.select(*_totals.c["number", *GROUP]).where(_totals.c.agent_name.in_(agents))
+    numbers = {tuple(row[1:]): row[0] for row in connection.execute(mine)}
     connection.execute(
-        adding.returning(_seconds.c.totals),
+        _adding(database, _seconds, ("totals", "bucket"), ("calls",)),
         [
             {"totals": numbers[group], "bucket": bucket, "calls": n}
             for (group, bucket), n in sums.seconds.items()
         ],
-    ).all()
+    )
     if sums.reasons:
         adding = _adding(database, _reasons, ("reason",), ("calls",))
         connection.execute(adding, [{"reason": r, "calls": n} for r, n in sums.reasons.items()])
