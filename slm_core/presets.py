@@ -68,6 +68,10 @@ class EvalSpec(BaseModel):
     """CPU threads of local models; None takes one per core."""
     teacher_concurrency: int = Field(default=8, ge=1)
     """Requests to the teacher at once; more than it can work on shows as latency."""
+    shards: int = Field(default=1, ge=1)
+    """Workers that answer for the local models at the same time, on a Dask cluster or in
+    processes of this machine; for these set ``threads`` to its cores divided by ``shards``. The
+    scores are those of one worker. More than 1 needs the extra ``fanout``."""
     student_usd_per_hour: float | None = None
     """Price of the machine that serves the student; None leaves its costs unknown."""
 

@@ -182,6 +182,9 @@ class Settings(BaseModel):
     """New usable examples that start a retraining."""
     torch_threads: int | None = _setting("SLM_TORCH_THREADS", ge=1)
     """CPU threads for torch; by default all cores."""
+    dask_scheduler: str | None = _setting("SLM_DASK_SCHEDULER")
+    """Address of a Dask scheduler for evaluations in shards, such as `tcp://host:8786`; its
+    workers see the folders of this machine. By default, processes of this machine."""
     training_usd_per_hour: float | None = _setting("SLM_TRAINING_USD_PER_HOUR", ge=0)
     """Price of the training machine per hour, in US dollars; without it costs stay unknown."""
     kernel_log: AbsolutePath | None = _setting("SLM_KERNEL_LOG")

@@ -7,6 +7,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from slm_core.records import Message, Tool
 
+WINDOW_BATCHES = 8
+"""A local model sorts requests by length within this many batches, so that answers come in
+between. Requests of two windows never share a batch."""
+
 
 class Request(NamedTuple):
     """One question. The prompt holds no CEP: the backend's renderer adds it."""

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from slm_core.backends.adapter_folder import read_adapter
-from slm_core.backends.base import Completion, Request
+from slm_core.backends.base import WINDOW_BATCHES, Completion, Request
 from slm_core.backends.decoding import decode_greedily
 from slm_core.backends.model_folder import check_model_folder, locate_model
 from slm_core.backends.text_stream import StopText, TextStream
@@ -31,9 +31,6 @@ from slm_core.prompting.render import Renderer
 from slm_core.records import Adapter
 
 log = logging.getLogger(__name__)
-
-_WINDOW_BATCHES = 8
-"""Requests are sorted by length within this many batches, so that answers come in between."""
 
 
 class LocalModel:
@@ -127,7 +124,7 @@ class LocalModel:
         Raises:
             BackendError: the GPU's memory does not hold a batch.
         """
-        window = self._batch_size * _WINDOW_BATCHES
+        window = self._batch_size * WINDOW_BATCHES
         for start in range(0, len(requests), window):
             yield from self._complete_window(requests[start : start + window], max_tokens)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from slm_core.errors import EvaluationError
 from slm_core.evaluation.outputs import Arm, Output, collect
 from slm_core.evaluation.scoring import check_gold, score_row, score_unparsed
+from slm_core.evaluation.shards import outputs_file
 from slm_core.evaluation.spec import EvaluationSpec
 from slm_core.records import (
     ArmName,
@@ -68,7 +69,7 @@ def evaluate(
         outputs = collect(
             arm,
             cases,
-            out_dir / f"outputs-{arm.name}.jsonl",
+            outputs_file(out_dir, arm.name),
             max_tokens=spec.max_tokens,
             give_up_after=spec.give_up_after,
             on_output=count,

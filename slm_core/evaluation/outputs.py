@@ -63,7 +63,7 @@ def collect(
         BackendError: the backend gave fewer answers than it was asked for.
     """
     keys = [_key(arm, case, max_tokens) for case in cases]
-    saved = _load(path)
+    saved = saved_outputs(path)
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in saved]
     for _ in range(len(cases) - len(missing)):
         on_output()
@@ -145,7 +145,7 @@ def _key(arm: Arm, case: Example, max_tokens: int) -> str:
     return content_id("ask", [case.id, case.track, case.prompt_digest(), arm.label, max_tokens])
 
 
-def _load(path: Path) -> dict[str, Output]:
+def saved_outputs(path: Path) -> dict[str, Output]:
     """Return the answers saved in ``path``, after cutting off a half-written last line."""
     if not path.exists():
         return {}

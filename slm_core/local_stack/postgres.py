@@ -100,17 +100,18 @@ def ensure_database(url: str, name: str) -> None:
 
 
 @contextmanager
-def throwaway_postgres() -> Iterator[str]:
-    """Serve an empty, non-durable cluster on a free port; yield its superuser's URL.
+def throwaway_postgres(*, durable: bool = False) -> Iterator[str]:
+    """Serve an empty cluster on a free port; yield its superuser's URL.
 
     Server and data are gone when the block ends, and also when this process is killed in it.
+    ``durable`` makes it wait for the disk as a real server does, for measurements.
     """
     home = Path(tempfile.mkdtemp(prefix="slm-postgres-"))
     try:
         cluster = prepare_cluster(home)
         port = free_port(random.randint(20_000, 30_000))
         url, output = cluster.url(port), home / "log"
-        command = cluster.command(port, durable=False)
+        command = cluster.command(port, durable=durable)
         server = start(command, output, environment=ENVIRONMENT, cwd=home, user=cluster.user)
         with _guard(server, home):
             try:

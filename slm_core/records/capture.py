@@ -105,6 +105,7 @@ class CallStats(Record):
     """Calls whose price is unknown and which the sum therefore leaves out."""
     seconds_mean: float
     seconds_p50: float
+    """Nearest rank, to within 2 %; so is the next."""
     seconds_p95: float
     prompt_tokens: int
     completion_tokens: int

@@ -12,6 +12,7 @@ of a claim or a route.
 
 from slm_core.store.capture import AddResult
 from slm_core.store.evaluation import MetricPoint
-from slm_core.store.opening import Store, open_store
+from slm_core.store.opening import Store, migrate_store, open_store
+from slm_core.store.texts import Pruning
 
-__all__ = ["AddResult", "MetricPoint", "Store", "open_store"]
+__all__ = ["AddResult", "MetricPoint", "Pruning", "Store", "migrate_store", "open_store"]

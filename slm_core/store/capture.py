@@ -15,9 +15,10 @@ import sqlalchemy as sa
 
 from slm_core.errors import RecordNotFound, StoreError
 from slm_core.records import Call, CallStats, DropReason
-from slm_core.store import schema
+from slm_core.store import schema, texts, totals
 from slm_core.store.engine import Database
 from slm_core.store.packing import BATCH, Packed, call_rows, pack, unpacked
+from slm_core.store.texts import Pruning
 
 _calls = schema.calls
 
@@ -83,7 +84,7 @@ class Calls:
         """Return the call of that id.
 
         Raises:
-            RecordNotFound: there is none.
+            RecordNotFound: there is none, or its texts were pruned.
         """
         row = next(call_rows(self._database, _calls.c.id == call_id), None)
         if row is None:
@@ -118,55 +119,46 @@ class Calls:
 
     def count(self) -> int:
         """Return how many calls are stored, usable or not."""
-        return self._count(sa.true())
+        with self._database.read() as connection:
+            return totals.total(connection, "calls")
 
     def waiting(self) -> int:
         """Return how many usable calls no claim holds."""
-        return self._count(schema.waiting)
+        with self._database.read() as connection:
+            return totals.total(connection, "waiting")
 
     def unusable(self) -> dict[str, int]:
         """Return why calls may not become examples: reason to count."""
-        reason = schema.calls.c.unusable
-        query = sa.select(reason, sa.func.count()).where(reason.is_not(None)).group_by(reason)
         with self._database.read() as connection:
-            return {str(row[0]): int(row[1]) for row in connection.execute(query.order_by(reason))}
+            return totals.reasons(connection)
 
     def stats(self, agent_name: str | None = None) -> list[CallStats]:
         """Return totals per agent, agent type and model, of one agent or of all.
 
-        A percentile is the nearest rank: the smallest time that at least 50 or 95 % of the
-        calls did not exceed.
+        A percentile is the nearest rank, the smallest time that at least 50 or 95 % of the
+        calls did not exceed, to within 2 %.
         """
-        group = (_calls.c.agent_name, _calls.c.agent_type, _calls.c.model)
-        ranked = sa.select(
-            *group,
-            *_calls.c["success", "cost_nanousd", "seconds", "prompt_tokens", "completion_tokens"],
-            sa.func.row_number().over(partition_by=group, order_by=_calls.c.seconds).label("rank"),
-            sa.func.count().over(partition_by=group).label("size"),
-        )
-        if agent_name is not None:
-            ranked = ranked.where(_calls.c.agent_name == agent_name)
-        call = ranked.subquery().c
-        statement = (
-            sa.select(
-                call.agent_name,
-                call.agent_type,
-                call.model,
-                sa.func.count().label("calls"),
-                sa.func.sum(sa.cast(call.success, sa.Integer)).label("succeeded"),
-                sa.func.sum(call.cost_nanousd).label("cost_nanousd"),
-                (sa.func.count() - sa.func.count(call.cost_nanousd)).label("unpriced"),
-                sa.func.avg(call.seconds).label("seconds_mean"),
-                _percentile(call, 50).label("seconds_p50"),
-                _percentile(call, 95).label("seconds_p95"),
-                sa.func.coalesce(sa.func.sum(call.prompt_tokens), 0).label("prompt_tokens"),
-                sa.func.coalesce(sa.func.sum(call.completion_tokens), 0).label("completion_tokens"),
-            )
-            .group_by(call.agent_name, call.agent_type, call.model)
-            .order_by(call.agent_name, call.agent_type, call.model)
-        )
         with self._database.read() as connection:
-            return [CallStats(**row) for row in connection.execute(statement).mappings()]
+            return totals.stats(connection, agent_name)
+
+    def prune(self, before: int) -> list[Pruning]:
+        """Take the texts of unusable calls captured in a month earlier than ``before``.
+
+        Counts, statistics, claims and the search for duplicates stay as they are; usable calls
+        keep their texts. Returns what was done in each month, which the store remembers.
+
+        Args:
+            before: The first month that keeps everything, such as 202609.
+
+        Raises:
+            StoreError: ``before`` is no month, or later than the present one.
+        """
+        return texts.prune(self._database, before)
+
+    def prunings(self) -> list[Pruning]:
+        """Return every pruning, oldest first."""
+        with self._database.read() as connection:
+            return texts.prunings(connection)
 
     def _add(self, connection: sa.Connection, batch: list[Packed]) -> list[Packed]:
         """Store what is new in ``batch`` and return it; nobody else is adding meanwhile."""
@@ -187,12 +179,10 @@ class Calls:
                 keys.add(one.key)
                 new.append(one)
         if new:
-            bodies = {sha256: body for one in new for sha256, body in one.bodies.items()}
-            connection.execute(
-                self._database.insert(schema.call_bodies).on_conflict_do_nothing(),
-                [{"sha256": sha256, "body": body} for sha256, body in bodies.items()],
-            )
-            connection.execute(sa.insert(_calls), [one.row for one in new])
+            texts.add_texts(self._database, connection, new)
+            rows = [one.row for one in new]
+            connection.execute(sa.insert(_calls), rows)
+            totals.add_to_totals(self._database, connection, rows)
         return new
 
     def _note_spool(self, connection: sa.Connection, segment: str, offset: int) -> None:
@@ -204,11 +194,6 @@ class Calls:
                 where=schema.spool.c.read_to < offset,
             )
         )
-
-    def _count(self, condition: sa.ColumnElement[bool]) -> int:
-        with self._database.read() as connection:
-            statement = sa.select(sa.func.count()).select_from(_calls).where(condition)
-            return connection.scalar(statement) or 0
 
 
 def _digests_by_id(connection: sa.Connection, ids: list[str]) -> dict[str, str]:
@@ -238,11 +223,6 @@ def _refuse_other_call(row: dict[str, Any], digest: str) -> None:
             "given once: quarantine this call, and find out what made it.",
             call_ids=(row["id"],),
         )
-
-
-def _percentile(call: Any, percent: int) -> sa.ColumnElement[float]:
-    enough = call.rank * 100 >= call.size * percent
-    return sa.func.min(sa.case((enough, call.seconds)))
 
 
 def _batches(packed: list[Packed]) -> Iterator[list[Packed]]:

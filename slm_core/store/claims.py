@@ -13,6 +13,7 @@ again, because the owner is the run's id.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 
 from slm_core.errors import RecordNotFound, StoreError
 from slm_core.records import Claim, ClaimState, content_id
-from slm_core.store import schema
+from slm_core.store import schema, totals
 from slm_core.store.engine import Database
 
 log = logging.getLogger(__name__)
@@ -61,14 +62,17 @@ class Claims:
             .limit(size)
         )
         made: list[Claim] = []
+        claimed = Counter[totals.Group]()
         with self._database.write(alone=True) as connection:
             while len(ids := connection.scalars(free).all()) == size:
                 claim = Claim(id=id_of(ids), size=size, state=ClaimState.NEW)
                 connection.execute(sa.insert(_claims).values(claim.model_dump()))
-                connection.execute(
-                    sa.update(_calls).where(_calls.c.id.in_(free)).values(claim_id=claim.id)
-                )
+                held = sa.update(_calls).where(_calls.c.id.in_(free)).values(claim_id=claim.id)
+                groups = connection.execute(held.returning(*_calls.c[totals.GROUP]))
+                claimed.update(tuple(group) for group in groups)
                 made.append(claim)
+            if made:
+                totals.take_from_waiting(connection, claimed)
         for claim in made:
             log.info("claim made id=%s calls=%d", claim.id, size)
         return tuple(made)

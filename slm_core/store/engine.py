@@ -127,9 +127,16 @@ class Database:
         _open_databases.add(self)
 
     @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        """Run a block that only reads, in one transaction."""
+    def read(self, *, one_moment: bool = False) -> Iterator[sa.Connection]:
+        """Run a block that only reads, in one transaction.
+
+        Args:
+            one_moment: All statements see the database as it is at the first of them. On SQLite
+                they do so in any case.
+        """
         with self._mapped(), self._engine.begin() as connection:
+            if one_moment and self.path is None:
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             yield connection
 
     @contextmanager

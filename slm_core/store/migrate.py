@@ -1,7 +1,7 @@
 """Bring a database up to this code, however many processes open it at once.
 
 Alembic runs inside one transaction of ours, under the write lock: a process either finds the
-finished tables or makes them, and a process killed half-way leaves nothing.
+finished tables or makes them, and a process killed half-way leaves what was there before.
 """
 
 from __future__ import annotations
@@ -30,12 +30,26 @@ def upgrade(database: Database, *, create: bool) -> None:
         StoreError: a newer SLM Swap made the database.
         RecordNotFound: ``create`` is false, and there is no store yet.
     """
+    migrate(database, REVISION, create=create)
+
+
+def migrate(database: Database, to: str, *, create: bool) -> str | None:
+    """Bring the tables to revision ``to``, forward or back, with all data.
+
+    Returns:
+        The revision that they were at; None where there were none.
+
+    Raises:
+        StoreUnavailable: the database does not answer or cannot be written.
+        StoreError: there is no such revision, or a newer SLM Swap made the database.
+        RecordNotFound: ``create`` is false, and there is no store yet.
+    """
     if create and database.path is not None:
         _create_file(database, database.path)
     with database.read() as connection:
         found = _revision(connection)
-    if found == REVISION:
-        return
+    if found == to:
+        return found
     if found is None and not create:
         raise RecordNotFound(
             "There is no store here. Open it once with create=True.", store=database.url
@@ -44,9 +58,10 @@ def upgrade(database: Database, *, create: bool) -> None:
         database.use_wal()
     with _alembic_is_global, database.write(alone=True) as connection:
         found = _revision(connection)
-        if found != REVISION:
-            _run_migrations(connection, found, database.url)
-            log.info("store upgraded url=%s from=%s to=%s", database.url, found, REVISION)
+        if found != to:
+            _run_migrations(connection, found, to, database.url)
+            log.info("store migrated url=%s from=%s to=%s", database.url, found, to)
+    return found
 
 
 def _create_file(database: Database, path: Path) -> None:
@@ -67,7 +82,7 @@ def _revision(connection: sa.Connection) -> str | None:
     return connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))
 
 
-def _run_migrations(connection: sa.Connection, found: str | None, url: str) -> None:
+def _run_migrations(connection: sa.Connection, found: str | None, to: str, url: str) -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -75,12 +90,20 @@ def _run_migrations(connection: sa.Connection, found: str | None, url: str) -> N
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
+    newest_first = [
+        script.revision for script in ScriptDirectory.from_config(config).walk_revisions()
+    ]
+    if found is not None and found not in newest_first:
         raise StoreError(
             f"A newer SLM Swap made this database: it is at revision {found}, and this code "
             f"knows up to {REVISION}. Upgrade SLM Swap, or name another database.",
             store=url,
         )
+    if to not in newest_first:
+        raise StoreError(
+            f"There is no revision {to!r}. Name one of {', '.join(reversed(newest_first))}.",
+            store=url,
+        )
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    back = found is not None and newest_first.index(to) > newest_first.index(found)
+    (command.downgrade if back else command.upgrade)(config, to)

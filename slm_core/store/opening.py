@@ -12,7 +12,7 @@ from slm_core.store.dataset import Datasets
 from slm_core.store.decision import Decisions
 from slm_core.store.engine import Database
 from slm_core.store.evaluation import Evaluations
-from slm_core.store.migrate import upgrade
+from slm_core.store.migrate import migrate, upgrade
 from slm_core.store.quarantine import Quarantine
 from slm_core.store.serving import Routes
 from slm_core.store.spans import Spans
@@ -84,3 +84,28 @@ def open_store(url: str, *, create: bool = True) -> Store:
         database.close()
         raise
     return Store(database)
+
+
+def migrate_store(url: str, to: str, *, create: bool = False) -> str | None:
+    """Bring the store at ``url`` to revision ``to``, forward or back, with all its data.
+
+    It is one transaction: whoever is killed in it leaves the store as it was. An older SLM Swap
+    may open the store afterwards; this one brings it forward again when it opens it.
+
+    Args:
+        url: As for ``open_store``.
+        to: Such as ``0001``.
+        create: Make the store if there is none.
+
+    Returns:
+        The revision that it was at.
+
+    Raises:
+        RecordNotFound: there is no store, and ``create`` is false.
+        StoreError: there is no such revision, or a pruning has taken what it would need.
+    """
+    database = Database(url)
+    try:
+        return migrate(database, to, create=create)
+    finally:
+        database.close()

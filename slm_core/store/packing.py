@@ -1,11 +1,14 @@
 """A call as it lies in the database: a narrow row, and its texts by their hash.
 
-System prompt and tools come with every call of an agent; kept by hash, each is stored once.
+System prompt and tools come with every call of an agent; kept by hash, each is stored once a
+month.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -23,7 +26,9 @@ BATCH = 1000
 _calls = schema.calls
 _PLAIN = tuple(c.name for c in _calls.c if c.name in Call.model_fields and c.name != "tags")
 """Fields of a call that are columns as they are."""
-_BODIES = {part: schema.call_bodies.alias(part) for part in ("system", "tools", "exchange")}
+TEXTS = ("system", "tools", "exchange")
+"""The texts of a call."""
+_BODIES = {part: schema.call_bodies.alias(part) for part in TEXTS}
 
 
 class Packed(NamedTuple):
@@ -50,10 +55,13 @@ def pack(call: Call, unusable: str | None) -> Packed:
     try:
         if call.created_at.tzinfo is None:
             raise ValueError(f"created_at {call.created_at.isoformat()} has no time zone")
+        if not math.isfinite(call.seconds):
+            raise ValueError(f"it took {call.seconds} seconds, which no sum can hold")
         parts = {part: to_json(value) for part, value in _parts(call).items()}
         row = {name: getattr(call, name) for name in _PLAIN}
         row |= {"tags": to_json(call.tags), "digest": call.digest(), "unusable": reason}
-    except (StoreError, ValueError, RecursionError) as error:
+        row |= {"month": month_of(call.created_at)}
+    except (StoreError, ValueError, OverflowError, RecursionError) as error:
         raise StoreError(
             f"Call {call.id!r} cannot be stored: {error}", call_ids=(call.id,)
         ) from error
@@ -92,6 +100,7 @@ def unpacked(row: sa.RowMapping) -> Call:
 def call_rows(database: Database, *conditions: sa.ColumnElement[bool]) -> Iterator[sa.RowMapping]:
     """Yield the rows of calls, with their texts, in the order of their ids.
 
+    Calls whose texts were pruned, which are never usable ones, are left out.
     They are read page by page, so that a slow reader holds no transaction open.
     """
     page = _with_texts().where(*conditions).order_by(_calls.c.id).limit(BATCH)
@@ -105,10 +114,21 @@ def call_rows(database: Database, *conditions: sa.ColumnElement[bool]) -> Iterat
         statement = page.where(_calls.c.id > rows[-1]["id"])
 
 
+def found_by(part: str, bodies: Any) -> sa.ColumnElement[bool]:
+    """Return the condition under which a row of ``bodies`` is that text of a call."""
+    return sa.and_(_calls.c.month == bodies.month, _calls.c[f"{part}_sha256"] == bodies.sha256)
+
+
+def month_of(moment: datetime) -> int:
+    """Return the month of a moment in UTC, such as 202611."""
+    utc = moment.astimezone(UTC)
+    return utc.year * 100 + utc.month
+
+
 def _with_texts() -> sa.Select[Any]:
     """Return the query for calls with their texts."""
     joined: sa.FromClause = _calls
     for part, bodies in _BODIES.items():
-        joined = joined.join(bodies, _calls.c[f"{part}_sha256"] == bodies.c.sha256)
+        joined = joined.join(bodies, found_by(part, bodies.c))
     texts = (bodies.c.body.label(f"{part}_body") for part, bodies in _BODIES.items())
     return sa.select(_calls, *texts).select_from(joined)

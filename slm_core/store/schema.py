@@ -19,9 +19,14 @@ metadata = sa.MetaData()
 call_bodies = sa.Table(
     "call_bodies",
     metadata,
-    # SHA-256 of ``body``. System prompts and tools repeat from call to call; each is kept once.
+    # Month of capture, such as 202611. On PostgreSQL each month is a partition: most bytes of the
+    # store lie here, and ``prune`` empties whole months.
+    sa.Column("month", sa.Integer, primary_key=True, autoincrement=False),
+    # SHA-256 of ``body``. System prompts and tools repeat from call to call; each is kept once
+    # a month.
     sa.Column("sha256", sa.Text, primary_key=True),
     sa.Column("body", sa.Text, nullable=False),
+    postgresql_partition_by="LIST (month)",
 )
 
 claims = sa.Table(
@@ -35,6 +40,7 @@ claims = sa.Table(
     sa.Column("owner", AnyText),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Index("ix_claims_state", "state", "number"),
 )
 
 calls = sa.Table(
@@ -63,9 +69,11 @@ calls = sa.Table(
     # Why the call may not become an example; NULL when it may.
     sa.Column("unusable", AnyText),
     sa.Column("claim_id", sa.Text, sa.ForeignKey("claims.id")),
-    sa.Column("system_sha256", sa.Text, sa.ForeignKey("call_bodies.sha256"), nullable=False),
-    sa.Column("tools_sha256", sa.Text, sa.ForeignKey("call_bodies.sha256"), nullable=False),
-    sa.Column("exchange_sha256", sa.Text, sa.ForeignKey("call_bodies.sha256"), nullable=False),
+    # The texts are found by month and hash. Not by foreign key: a call outlives its texts.
+    sa.Column("month", sa.Integer, nullable=False),
+    sa.Column("system_sha256", sa.Text, nullable=False),
+    sa.Column("tools_sha256", sa.Text, nullable=False),
+    sa.Column("exchange_sha256", sa.Text, nullable=False),
     sa.UniqueConstraint("agent_name", "idempotency_key", name="uq_calls_idempotency_key"),
 )
 usable = calls.c.unusable.is_(None)
@@ -88,6 +96,57 @@ sa.Index(
     calls.c.id,
     sqlite_where=waiting,
     postgresql_where=waiting,
+)
+
+# Sums over ``calls``, kept in the transaction that adds or claims them: statistics and counts
+# read a row for each agent and not one for each call.
+call_totals = sa.Table(
+    "call_totals",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("agent_name", AnyText, nullable=False),
+    sa.Column("agent_type", AnyText, nullable=False),
+    sa.Column("model", AnyText, nullable=False),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+    sa.Column("succeeded", sa.BigInteger, nullable=False),
+    # Usable calls that no claim holds.
+    sa.Column("waiting", sa.BigInteger, nullable=False),
+    # Calls whose price is known, and the sum of these prices.
+    sa.Column("priced", sa.BigInteger, nullable=False),
+    sa.Column("cost_nanousd", sa.BigInteger, nullable=False),
+    # A sum of integers does not depend on the order of adding; one of seconds would.
+    sa.Column("nanoseconds", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("agent_name", "agent_type", "model", name="uq_call_totals"),
+)
+
+call_seconds = sa.Table(
+    "call_seconds",
+    metadata,
+    sa.Column("totals", sa.Integer, sa.ForeignKey("call_totals.number"), primary_key=True),
+    # ``totals.bucket_of(seconds)``: each bucket is 4 % wide.
+    sa.Column("bucket", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+)
+
+call_reasons = sa.Table(
+    "call_reasons",
+    metadata,
+    # Why calls may not become examples, and how many.
+    sa.Column("reason", AnyText, primary_key=True),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+)
+
+prunings = sa.Table(
+    "prunings",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("month", sa.Integer, nullable=False, index=True),
+    # Calls of the month whose texts were kept, and those that lost them by this pruning.
+    sa.Column("kept", sa.BigInteger, nullable=False),
+    sa.Column("pruned", sa.BigInteger, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
 )
 
 spool = sa.Table(

@@ -11,12 +11,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from slm_core.records import Evaluation, sha256_hex
-from slm_core.store import schema
+from slm_core.store import schema, totals
 from slm_core.store.claims import id_of
 from slm_core.store.encoding import from_json
 from slm_core.store.engine import Database
 from slm_core.store.evaluation import metric_rows
-from slm_core.store.packing import call_rows, unpacked
+from slm_core.store.packing import TEXTS, call_rows, found_by, unpacked
 from slm_core.store.quarantine import row_id
 
 _calls = schema.calls
@@ -39,6 +39,7 @@ def disagreements(database: Database) -> Iterator[str]:
     yield from _bodies_that_changed(database)
     yield from _calls_that_changed(database)
     yield from _claims_that_changed(database)
+    yield from _totals_that_changed(database)
     yield from _rows_that_changed(database)
     for table in _RECORDS:
         yield from _records_that_changed(database, table)
@@ -49,9 +50,15 @@ def _bodies_that_changed(database: Database) -> Iterator[str]:
     for row in _rows(database, sa.select(_bodies)):
         if sha256_hex(row["body"]) != row["sha256"]:
             yield f"call_bodies {row['sha256']}: the text has another hash"
-    for part in ("system", "tools", "exchange"):
-        with_text = _calls.outerjoin(_bodies, _calls.c[f"{part}_sha256"] == _bodies.c.sha256)
-        lost = sa.select(_calls.c.id).select_from(with_text).where(_bodies.c.sha256.is_(None))
+    pruned = sa.select(schema.prunings.c.month)
+    for part in TEXTS:
+        with_text = _calls.outerjoin(_bodies, found_by(part, _bodies.c))
+        lost = (
+            sa.select(_calls.c.id)
+            .select_from(with_text)
+            .where(_bodies.c.sha256.is_(None))
+            .where(schema.usable | _calls.c.month.not_in(pruned))
+        )
         for row in _rows(database, lost):
             yield f"calls {row['id']}: the {part} text is missing"
 
@@ -77,6 +84,18 @@ def _claims_that_changed(database: Database) -> Iterator[str]:
         ids = [row["id"] for row in _rows(database, held)]
         if len(ids) != claim["size"] or id_of(ids) != claim["id"]:
             yield f"claims {claim['id']}: holds other calls than when it was made"
+
+
+def _totals_that_changed(database: Database) -> Iterator[str]:
+    with database.read(one_moment=True) as connection:
+        said, are = totals.stored(connection), totals.recounted(connection)
+    for group in said.totals.keys() | are.totals.keys():
+        if said.totals.get(group) != are.totals.get(group):
+            yield f"call_totals {'/'.join(group)}: the calls add up to something else"
+    if said.seconds != are.seconds:
+        yield "call_seconds: the calls add up to something else"
+    if said.reasons != are.reasons:
+        yield "call_reasons: the calls add up to something else"
 
 
 def _rows_that_changed(database: Database) -> Iterator[str]:

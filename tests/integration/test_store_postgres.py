@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 SUITE = Path(__file__).parents[1] / "unit" / "store"
 SQLITE_ONLY = {"test_engine", "test_encoding"}
-SHARED_FIXTURES = {"claim", "empty_sql", "full_store"}
+SHARED_FIXTURES = {"claim", "empty_sql", "full_store", "three_months"}
 
 Sql = Callable[..., list[Any]]
 
@@ -162,7 +162,8 @@ def test_a_read_only_database_can_be_read(postgres_database: str, postgres_url: 
 
 
 def test_a_refused_statement_shows_neither_text_nor_password(store: Store, store_url: str) -> None:
-    row = {"sha256": "x", "body": "the secret prompt"}
+    store.calls.add([make_call()], lambda _: None)
+    row = {"month": 202603, "sha256": "x", "body": "the secret prompt"}  # as make_call()
 
     def break_the_schema() -> None:
         with store._database.write() as connection:

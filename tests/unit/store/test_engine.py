@@ -226,7 +226,7 @@ def test_a_store_opened_for_reading_can_be_read_but_not_written(
 
 
 def test_a_refused_statement_shows_no_text_of_the_record(store: Store) -> None:
-    row = {"sha256": "x", "body": "the secret prompt"}
+    row = {"month": 202603, "sha256": "x", "body": "the secret prompt"}
 
     def break_the_schema() -> None:
         with store._database.write() as connection:
