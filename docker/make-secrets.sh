@@ -25,7 +25,7 @@ put redis-password "$(random 24)"
 put docket-url "redis://:$(cat "${folder}/redis-password")@redis:6379/1"
 put encryption-key "$(random 32)"
 put server-api-key "$(random 24)"
-for name in azure-api-key openai-api-key langfuse-secret-key hf-token; do
+for name in azure-api-key openai-api-key langfuse-secret-key hf-token notify-url; do
     put "${name}" ""
 done
 echo "To fill: azure-api-key or openai-api-key. Sign in with the content of prefect-login."

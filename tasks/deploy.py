@@ -7,7 +7,6 @@ Run again, it changes only what differs. What was paused on call stays paused. N
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from pydantic import BaseModel, ConfigDict
 from slm_core import __version__
 from slm_core.errors import ConfigError, SlmError, StackError
 from slm_core.settings import Settings
+from tasks._automations import crash_automations, reconcile
+from tasks._notifications import notification_automations
 
 PoolType = Literal["process", "docker", "kubernetes"]
 Say = Callable[[str], None]
@@ -211,25 +212,17 @@ def _deploy_flows(project: Path, say: Say) -> None:
 
 
 def _reconcile_automations(say: Say) -> None:
-    """Make the automations of the server those that ``tasks`` declares, as far as it does."""
-    automations = _module("tasks._automations")
-    if automations is None:
-        return
+    """Make the automations of the server those that ``tasks`` declares."""
     try:
-        declared = [*automations.crash_automations()]
+        declared = [
+            *crash_automations(),
+            *notification_automations(Settings.from_env().notify_url),
+        ]
     except ObjectNotFound:
         say("automations: left as they are, for resume/run is not deployed")
         return
-    notifications = _module("tasks._notifications")
-    if notifications is not None:
-        address = getattr(Settings.from_env(), "notify_url", None)
-        declared += notifications.notification_automations(address)
-    automations.reconcile(declared)
+    reconcile(declared)
     say(f"automations: {len(declared)} in place")
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def _main(
