@@ -89,13 +89,6 @@ class Service:
         lines = self.stack.shell_file.read_text().splitlines()
         exported = dict(line.removeprefix("export ").split("=", 1) for line in lines)
         self.database_url = exported["SLM_DATABASE_URL"].strip("'")
-        deploy = "from tasks._automations import *; reconcile(crash_automations())"
-        subprocess.run(
-            [sys.executable, "-c", deploy],
-            cwd=ROOT,
-            env=self.settings.child_environment() | {"PREFECT_API_URL": self.api},
-            check=True,
-        )
 
     def plan(self, epochs: int) -> None:
         """Let ``retrain/on-threshold`` train a tiny model for so long; the rest takes seconds."""
