@@ -351,7 +351,8 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = Path(tempfile.mkdtemp(prefix="slm-chaos-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user when we are root
-    with Service(folder, said.epochs) as service:
+    with Service(folder) as service:
+        service.plan(said.epochs)
         for number in range(len(read_rows(said.out)) + 1, said.kills + 1):
             rng = random.Random(f"{said.seed}/{number}")
             kind = said.kinds[(number - 1) % len(said.kinds)]

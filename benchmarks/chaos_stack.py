@@ -38,14 +38,13 @@ _CAPTURED_AT = datetime(2026, 3, 1, tzinfo=UTC)
 class Service:
     """A stack that is up, and the questions that chaos has for it."""
 
-    def __init__(self, folder: Path, epochs: int) -> None:
+    def __init__(self, folder: Path) -> None:
         project = folder / "project"
         project.mkdir()
         for name in _SHARED:
             (project / name).symlink_to(ROOT / name)
         self.home = folder / "home"
         self.spooled = 0
-        self._epochs = epochs
         self._student = build_tiny_model(folder / "student")
         self._environ = {
             "SLM_HOME": str(self.home),
@@ -62,7 +61,7 @@ class Service:
         self.api = f"http://127.0.0.1:{ports['prefect']}/api"
 
     def __enter__(self) -> Service:
-        """Start the stack, and give its retrainings a plan of seconds."""
+        """Start the stack."""
         # Takes the stack down when its input ends: when we are done with it, or are killed.
         down = (
             f"LocalStack(Settings.from_env({self._environ!r}), Path({str(self.stack.project)!r}))"
@@ -90,15 +89,11 @@ class Service:
         lines = self.stack.shell_file.read_text().splitlines()
         exported = dict(line.removeprefix("export ").split("=", 1) for line in lines)
         self.database_url = exported["SLM_DATABASE_URL"].strip("'")
-        deploy = "from tasks._automations import *; reconcile(crash_automations())"
-        subprocess.run(
-            [sys.executable, "-c", deploy],
-            cwd=ROOT,
-            env=self.settings.child_environment() | {"PREFECT_API_URL": self.api},
-            check=True,
-        )
+
+    def plan(self, epochs: int) -> None:
+        """Let ``retrain/on-threshold`` train a tiny model for so long; the rest takes seconds."""
         retrain = self.get("/deployments/name/retrain/on-threshold")
-        plan = _plan(self._student, self._epochs).model_dump(mode="json")
+        plan = _plan(self._student, epochs).model_dump(mode="json")
         self.ask("PATCH", f"/deployments/{retrain['id']}", {"parameters": {"overrides": plan}})
 
     def spool_claim(self) -> None:

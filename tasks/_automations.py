@@ -34,7 +34,16 @@ log = logging.getLogger(__name__)
 OURS = "slm: "
 """Every automation of ours has a name that begins so; no other is touched."""
 
-WATCHED = (*RESUMED, "eval", "check-gpus", "ingest", "resume", "resume-overdue")
+WATCHED = (
+    *RESUMED,
+    "eval",
+    "compare",
+    "check-gpus",
+    "ingest",
+    "resume",
+    "resume-overdue",
+    "status",
+)
 """Flows whose silent runs are marked Crashed. None of them ever waits for a person."""
 
 RESUME = "resume/run"

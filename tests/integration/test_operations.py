@@ -26,10 +26,11 @@ from slm_core.records import ClaimState, RunState
 from slm_core.training.events import read_events
 from tasks._automations import OURS, RESUME, crash_automations, reconcile
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 GONE_SECONDS = 15.0
 THEIRS = "somebody else's"
-SLOW_SECONDS = 240.0
+SLOW_SECONDS = 600.0
+MINUTES_OF_EPOCHS = 2000
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def service() -> Iterator[Service]:
     # Not pytest's folder: PostgreSQL runs as another user when we are root.
     folder = Path(tempfile.mkdtemp(prefix="slm-operations-"))
     folder.chmod(0o755)
-    with Service(folder, epochs=60) as service:
+    with Service(folder) as service:
         yield service
     shutil.rmtree(folder)
 
@@ -50,42 +51,47 @@ def eventually(check: Callable[[], Any], seconds: float = SLOW_SECONDS) -> Any:
     return found
 
 
+def cancel(service: Service, run_id: str) -> None:
+    """Do what the button does."""
+    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    service.ask("POST", f"/flow_runs/{run_id}/set_state", cancelling)
+
+
+def state_of(service: Service, run_id: str) -> str:
+    return service.get(f"/flow_runs/{run_id}")["state"]["type"]
+
+
 def test_a_cancelled_training_saves_and_has_left_within_15_seconds(service: Service) -> None:
+    service.plan(epochs=MINUTES_OF_EPOCHS)
     claim = new_claim(service)
     run_id = eventually(lambda: run_of(service, claim))
     training = service.home / "runs" / run_id / "training"
     eventually(lambda: len(read_events(training / "events.jsonl")) > 2)
     (trainer,) = trainers(service, run_id)
-    saved = set(training.glob("checkpoints/*"))
 
-    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}  # as the button does
-    service.ask("POST", f"/flow_runs/{run_id}/set_state", cancelling)
-    began = time.monotonic()
+    cancel(service, run_id)
     eventually(lambda: not psutil.pid_exists(trainer), GONE_SECONDS)
-    assert time.monotonic() - began < GONE_SECONDS
+    steps = [event.step for event in read_events(training / "events.jsonl")]
+    assert (training / "checkpoints" / f"step-{steps[-1]:08d}").is_dir()
 
-    eventually(lambda: service.get(f"/flow_runs/{run_id}")["state"]["type"] == "CANCELLED")
-    assert set(training.glob("checkpoints/*")) - saved
+    eventually(lambda: state_of(service, run_id) == "CANCELLED")
     assert service.order(run_id)["state"] == RunState.INTERRUPTED
     with service.store() as store:
         assert store.claims.get(claim.id).state is ClaimState.RELEASED
-        (run,) = store.runs.list()
-        assert [attempt.fault and attempt.fault.kind for attempt in run.attempts] == ["interrupted"]
 
-    service.start("resume/run", run_id=run_id)  # on-call changed its mind
-
-    def done() -> bool:
-        with service.store() as store:
-            return store.claims.get(claim.id).state is ClaimState.DONE
-
-    eventually(done)
+    service.start("resume/run", run_id=run_id)  # somebody changed their mind
+    eventually(lambda: len(read_events(training / "events.jsonl")) > len(steps))
+    gone_on = [event.step for event in read_events(training / "events.jsonl")]
+    assert gone_on[: len(steps) + 1] == [*steps, steps[-1] + 1]
     with service.store() as store:
-        (run,) = store.runs.list()
-    assert run.state is RunState.COMPLETED
-    assert run.attempts[1].first_step > 0
+        held = store.claims.get(claim.id)
+        assert (held.state, held.owner, held.attempts) == (ClaimState.RUNNING, run_id, 2)
+    cancel(service, run_id)
+    eventually(lambda: state_of(service, run_id) == "CANCELLED")
 
 
 def test_a_killed_flow_takes_its_trainer_along_and_goes_on_by_itself(service: Service) -> None:
+    service.plan(epochs=20)
     row = strike(service, 1, "flow", random.Random(0), patience=SLOW_SECONDS, stage="training")
     assert row.problems == []
     assert (row.noticed, row.finished) == (
