@@ -143,7 +143,7 @@ class Bench:
         return {"submit": False}
 
     def _with_claim(self) -> dict[str, Any]:
-        """Leave a claim that nobody holds: the run takes the oldest one."""
+        """Leave a claim that nobody holds, for the run to take."""
         from slm_core.decision import DecisionSpec
         from slm_core.presets import NANO
 
@@ -191,6 +191,8 @@ class Bench:
 
         spec = TRAIN_PRESETS[preset]
         small = {"base_model": STUDENT, "device": "cpu", "quantization": "none", "epochs": 1}
+        # The nano student reads no more.
+        small |= {"max_length": 1024, "shorter_lengths": ()}
         training = spec.training.model_copy(update=small | changes)
         plan = spec.model_copy(update={"training": training, "rows_from": "newest"})
         return {
@@ -210,7 +212,9 @@ class Bench:
         deadline = time.monotonic() + 120
         while not any(folder.glob("training/checkpoints/*/manifest.json")):
             if child.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"no checkpoint to resume from in {folder}")
+                child.kill()
+                error = child.stderr.read() if child.stderr is not None else ""
+                raise SystemExit(f"no checkpoint to resume from in {folder}:\n{error[-3000:]}")
             time.sleep(0.1)
         child.send_signal(signal.SIGKILL)
         child.wait()
