@@ -186,7 +186,7 @@ def _models(spec: ServingSpec, engine: Engine) -> Iterator[FixedModels | LiveMod
         engine.start([])
         models = LiveModels(
             store,
-            lambda source: engine.load(source, spec.request_timeout_seconds),
+            lambda source: engine.load(source, spec.load_timeout_seconds),
             base_model=spec.model_path,
             stages=_STAGES if spec.teacher is not None else (Stage.LIVE,),
             keep=engine.keep,

@@ -93,6 +93,8 @@ class ServingSpec(BaseModel):
     """Longest answer of a request that names no limit."""
     request_timeout_seconds: float = Field(default=120.0, gt=0)
     """Longest time from a request to its whole answer."""
+    load_timeout_seconds: float = Field(default=900.0, gt=0)
+    """Longest time that loading an adapter of a route may take; it is tried again after."""
     shutdown_seconds: float = Field(default=30.0, ge=0)
     """How long a server that was told to stop waits for its answers under way."""
 

@@ -132,7 +132,7 @@ def move(
     )
 
 
-def eventually(check: Any, found: Any = lambda: "", seconds: float = 150.0) -> None:
+def eventually(check: Any, found: Any = lambda: "", seconds: float = 500.0) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, f"it did not come true in time: {found()}"
