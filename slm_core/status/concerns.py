@@ -16,6 +16,7 @@ from slm_core.status.snapshot import Operations, RunNow, Status
 RunbookPage = Literal[
     "training-failed",
     "run-stopped",
+    "threshold-without-run",
     "claim-stuck",
     "night-not-green",
     "promotion-waiting",
@@ -128,15 +129,17 @@ def _claims(status: Status) -> Iterator[Concern]:
     runs = {run.run_id: run for run in status.runs}
     for claim in status.store.claims if status.store else ():
         age = status.at - claim.created_at
+        page: RunbookPage = "claim-stuck"
         if claim.state is ClaimState.NEW and age > STARTED_WITHIN:
             why = f"Claim {claim.id} of {claim.size} calls has no run: ingest/spool started none."
+            page = "threshold-without-run"
         elif claim.state is ClaimState.RUNNING and _abandoned(runs.get(claim.owner or ""), status):
             why = f"Claim {claim.id} is held by run {claim.owner}, which is not at work."
         elif claim.state is ClaimState.RELEASED and age > NIGHT_WITHIN:
             why = f"Claim {claim.id} was given back and no night has taken it."
         else:
             continue
-        yield Concern(f"claim.{claim.id}", why, "claim-stuck")
+        yield Concern(f"claim.{claim.id}", why, page)
 
 
 def _abandoned(owner: RunNow | None, status: Status) -> bool:
@@ -165,7 +168,7 @@ def _silent_since(known: Operations) -> datetime | None:
 
 
 def _waiting(status: Status) -> Iterator[Concern]:
-    for run in status.operations.waiting if status.operations else ():
+    for run in status.waiting or ():
         until = f" It ends by itself at {run.until:%Y-%m-%d %H:%M} UTC." if run.until else ""
         why = f"{run.flow} run {run.name} waits for a person.{until}"
         yield Concern(f"waiting.{run.id}", why, "promotion-waiting", run.since)

@@ -26,6 +26,7 @@ from slm_core.status.snapshot import (
     RunNow,
     Status,
     Stored,
+    Waiting,
 )
 from slm_core.training.events import StepEvent, read_last
 from slm_core.training.orders import Order, OrderBook
@@ -86,12 +87,23 @@ def _stored(store: Store) -> Stored:
                 adapter_id=route.adapter_id,
                 stage=route.stage,
                 since=route.updated_at,
-                share=1.0 if route.stage is Stage.LIVE else None,
+                share=1.0 if route.stage is Stage.LIVE else route.share,
             )
             for route in store.routes.list()
             if route.stage is not Stage.RETIRED
         ),
         claims=tuple(sorted(claims, key=lambda claim: claim.created_at)),
+        waiting_promotions=tuple(
+            Waiting(
+                id=one.run_id,
+                name=f"{one.adapter_id} for "
+                + ", ".join(f"{move.agent_name}/{move.track}" for move in one.moves),
+                flow="promote",
+                since=one.created_at,
+                until=one.expires_at,
+            )
+            for one in store.approvals.waiting()
+        ),
     )
 
 

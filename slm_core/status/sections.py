@@ -154,15 +154,15 @@ def _outcome(night: Night) -> str:
 
 
 def _waiting(status: Status) -> Section:
-    columns = ("run", "flow", "since", "ends by itself")
-    known = status.operations
-    if known is None:
+    columns = ("what", "flow", "since", "ends by itself")
+    waiting = status.waiting
+    if waiting is None:
         return Section("Waiting for a person", _UNKNOWN, columns, (), "?")
     rows = tuple(
-        (run.name, run.flow, _moment(run.since), _moment(run.until) if run.until else "never")
-        for run in known.waiting
+        (one.name, one.flow, _moment(one.since), _moment(one.until) if one.until else "never")
+        for one in waiting
     )
-    summary = f"{len(rows)} promotions wait" if rows else "nothing"
+    summary = "promotions to decide on" if rows else "nothing"
     return Section("Waiting for a person", summary, columns, rows, str(len(rows)))
 
 

@@ -67,6 +67,17 @@ class Disk(Record):
     total_bytes: int
 
 
+class Waiting(Record):
+    """A run that waits for a person."""
+
+    id: str
+    name: str
+    flow: str
+    since: datetime
+    until: datetime | None = None
+    """When it ends by itself, with what its form says of silence."""
+
+
 class Stored(Record):
     """What the store says."""
 
@@ -77,6 +88,7 @@ class Stored(Record):
     """Those that are not retired."""
     claims: tuple[Claim, ...] = ()
     """Those that are not done."""
+    waiting_promotions: tuple[Waiting, ...] = ()
 
 
 class FlowRunNow(Record):
@@ -105,17 +117,6 @@ class Night(Record):
     run: str
     """Name of the run."""
     message: str = ""
-
-
-class Waiting(Record):
-    """A run that waits for a person."""
-
-    id: str
-    name: str
-    flow: str
-    since: datetime
-    until: datetime | None = None
-    """When it ends by itself, with what its form says of silence."""
 
 
 class PoolNow(Record):
@@ -162,6 +163,16 @@ class Status(Record):
     """Why this machine must be restarted before it trains again."""
     disk: Disk
     operations: Operations | None = None
+
+    @property
+    def waiting(self) -> tuple[Waiting, ...] | None:
+        """Who waits for a person, by the store and by the server; None when neither answers."""
+        if self.store is None and self.operations is None:
+            return None
+        asked = self.store.waiting_promotions if self.store else ()
+        known = {one.id for one in asked}
+        others = self.operations.waiting if self.operations else ()
+        return (*asked, *(one for one in others if one.id not in known))
 
     @property
     def missing(self) -> int | None:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 from slm_core.records import Claim, ClaimState, Health, RunState
-from slm_core.status import FlowRunNow, Night, Operations, PoolNow, Status, Waiting, concerns
+from slm_core.status import (
+    FlowRunNow,
+    Night,
+    Operations,
+    PoolNow,
+    RunbookPage,
+    Status,
+    Waiting,
+    concerns,
+)
 from slm_core.status.markdown import to_markdown
 from slm_core.status.page import to_page
 from slm_core.status.sections import sections
@@ -76,7 +86,7 @@ NEEDS = {
     "training-failed": {"runs": (run(state=RunState.FAILED, why="DatasetError"),)},
     "run-stopped": {"runs": (run(),)},
     "run-stopped ": {"runs": (run(state=RunState.INTERRUPTED, why="DiskFull"),)},
-    "claim-stuck": {"store": claim(ClaimState.NEW, ago(minutes=31))},
+    "threshold-without-run": {"store": claim(ClaimState.NEW, ago(minutes=31))},
     "claim-stuck ": {"store": claim(ClaimState.RELEASED, ago(hours=27))},
     "claim-stuck  ": {
         "store": claim(ClaimState.RUNNING, ago(days=9), "run-1"),
@@ -88,6 +98,17 @@ NEEDS = {
         "operations": operations(
             waiting=(Waiting(id="1", name="owl", flow="promote", since=ago(hours=2)),)
         )
+    },
+    "promotion-waiting ": {
+        "store": Stored(
+            calls=140,
+            waiting=40,
+            waiting_promotions=(Waiting(id="1", name="a", flow="promote", since=ago(hours=2)),),
+        ),
+        # The same, as the server sees it.
+        "operations": operations(
+            waiting=(Waiting(id="1", name="owl", flow="promote", since=ago(hours=2)),)
+        ),
     },
     "no-worker": {"operations": operations(pools=(PoolNow(name="gpu", online=0, late=2),))},
     "disk-full": {"disk": Disk(path="/data", free_bytes=4 * GIB, total_bytes=100 * GIB)},
@@ -132,6 +153,13 @@ def test_what_goes_on_by_itself_needs_nobody(what: str) -> None:
     assert concerns(seen) == ()
     assert "All is well" in to_markdown(seen)
     assert 'class="SUCCESS"' in to_page(seen)
+
+
+def test_every_page_that_an_alarm_names_is_in_the_runbook() -> None:
+    runbook = (Path(__file__).parents[3] / "RUNBOOK.md").read_text()
+    pages = set(get_args(RunbookPage))
+    assert {page for page in pages if f"\n## {page}\n" not in runbook} == set()
+    assert {page.strip() for page in NEEDS} == pages
 
 
 def test_the_screen_answers_every_question() -> None:
