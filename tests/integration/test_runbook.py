@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import httpx
 import psutil
@@ -32,6 +32,7 @@ from slm_core.local_stack import LocalStack
 from slm_core.records import Quarantined, RunState
 from slm_core.serving import promote
 from slm_core.settings import Settings
+from slm_core.status import RunbookPage
 from slm_core.store import Store, open_store
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
 from slm_core.testing.provider import FakeProvider
@@ -55,6 +56,7 @@ ELSEWHERE = {
 """Commands that cannot run here: hardware, a container engine, a release to fetch."""
 
 MAY_SAY_NO = {
+    "slm status": 1,
     "slm doctor": 1,
     "slm gpus check": 1,
     "slm gpus check --no-active": 1,
@@ -103,6 +105,10 @@ def test_every_page_is_in_the_list_and_has_its_parts() -> None:
 
 def test_links_between_pages_lead_somewhere() -> None:
     assert set(re.findall(r"\]\(#([a-z-]+)\)", TEXT)) <= set(PAGES)
+
+
+def test_every_alarm_of_the_status_has_its_page() -> None:
+    assert set(get_args(RunbookPage)) <= set(PAGES)
 
 
 def test_only_what_cannot_run_here_is_left_out() -> None:
@@ -363,6 +369,7 @@ def test_doctor_finds_the_stack_in_order(site: Site) -> None:
         "telemetry",
         "deployments",
         "workers",
+        "automations",
         "teacher",
         "langfuse",
     )

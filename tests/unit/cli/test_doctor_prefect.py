@@ -1,0 +1,201 @@
+"""What ``slm doctor`` says of a Prefect server with a fault, and how the commands ask one.
+
+The server is a real HTTP server with answers in the form of Prefect's; that they have that form
+is shown with the runbook, on a real one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_core.cli.doctor import prefect_server as checks
+from slm_core.cli.prefect_client import PAGE, PrefectClient
+from slm_core.errors import PrefectUnavailable
+from slm_core.records import Health
+from slm_core.settings import Settings
+
+LONG_AGO = "2026-01-01T00:00:00+00:00"
+
+
+class FakePrefect:
+    """A server that gives ``answers[path]``: JSON, or a status code."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+        self.login: str | None = None
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer({})
+
+            def do_POST(self) -> None:
+                self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def _answer(self, body: dict[str, Any]) -> None:
+                found = fake.answers.get(self.path.removeprefix("/api"), 404)
+                if fake.login and self.headers["Authorization"] != fake.login:
+                    found = 401
+                if isinstance(found, list) and "offset" in body:
+                    found = found[body["offset"] : body["offset"] + body["limit"]]
+                status = found if isinstance(found, int) else 200
+                said = b"<html>" if found == "html" else json.dumps(found).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/api"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def prefect() -> Iterator[FakePrefect]:
+    fake = FakePrefect()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def settings(prefect: FakePrefect, tmp_path: Path) -> Settings:
+    (tmp_path / "prefect.yaml").write_text(
+        "deployments:\n- {name: nightly, entrypoint: 'flows/a.py:a'}\n"
+    )
+    given = {"SLM_HOME": str(tmp_path), "SLM_REPO": str(tmp_path), "PREFECT_API_URL": prefect.url}
+    return Settings.from_env(given)
+
+
+def deployment(**changes: Any) -> dict[str, Any]:
+    values = {
+        "id": "d-1",
+        "name": "nightly",
+        "entrypoint": "flows/a.py:a",
+        "pull_steps": [{"directory": "{{ $SLM_REPO }}"}],
+        "paused": False,
+        "schedules": [{"active": True}],
+        "work_pool_name": "gpu",
+        "work_queue_name": "gpu",
+        "created": LONG_AGO,
+    }
+    return values | changes
+
+
+def test_a_server_of_another_version_fails(prefect: FakePrefect, settings: Settings) -> None:
+    prefect.answers["/admin/version"] = "2.0.0"
+    health, seen, _ = checks.api(settings)
+    assert health is Health.FAIL
+    assert "one version" in seen
+
+
+def test_leases_in_memory_and_telemetry_warn(prefect: FakePrefect, settings: Settings) -> None:
+    storage = {"lease_storage": "prefect.server.concurrency.lease_storage.memory"}
+    server = {"concurrency": storage, "analytics_enabled": True}
+    prefect.answers["/admin/settings"] = {"server": server}
+    assert checks.server_settings(settings).health is Health.WARN
+    seen = checks.telemetry(settings).seen
+    assert "the server" in seen
+    assert "this shell" in seen
+
+
+def test_deployments_that_are_missing_baked_or_paused_are_named(
+    prefect: FakePrefect, settings: Settings
+) -> None:
+    verdicts = {
+        Health.FAIL: [deployment(name="other")],
+        Health.WARN: [deployment(pull_steps=[{"directory": "/home/ann/slm"}])],
+        Health.PASS: [deployment()],
+    }
+    for health, found in verdicts.items():
+        prefect.answers["/deployments/filter"] = found
+        assert checks.deployments(settings).health is health
+    prefect.answers["/deployments/filter"] = [deployment(schedules=[{"active": False}])]
+    assert "paused: nightly" in checks.deployments(settings).seen
+
+
+def test_a_queue_that_nobody_looks_at_fails(prefect: FakePrefect, settings: Settings) -> None:
+    queue = {"name": "gpu", "is_paused": False, "status": "READY"}
+    prefect.answers |= {
+        "/deployments/filter": [deployment()],
+        "/work_pools/gpu": {"is_paused": False},
+        "/work_pools/gpu/workers/filter": [{"name": "w", "status": "ONLINE"}],
+        "/work_pools/gpu/queues/filter": [queue],
+    }
+    assert checks.workers(settings).health is Health.PASS
+    for path, answer, words in (
+        ("/work_pools/gpu/workers/filter", [{"name": "w", "status": "OFFLINE"}], "no worker"),
+        ("/work_pools/gpu/queues/filter", [queue | {"status": "NOT_READY"}], "nobody looks"),
+        ("/work_pools/gpu/queues/filter", [queue | {"is_paused": True}], "gpu/gpu is paused"),
+        ("/work_pools/gpu", {"is_paused": True}, "pool gpu is paused"),
+    ):
+        before = prefect.answers[path]
+        prefect.answers[path] = answer
+        health, seen, _ = checks.workers(settings)
+        prefect.answers[path] = before
+        assert health is Health.FAIL
+        assert words in seen
+
+
+def test_automations_that_are_missing_or_off_are_named(
+    prefect: FakePrefect, settings: Settings
+) -> None:
+    ours = [{"name": name, "enabled": True} for name in checks.CRASH_AUTOMATIONS]
+    prefect.answers["/automations/filter"] = ours[1:]
+    health, seen, _ = checks.automations(settings)
+    assert health is Health.FAIL
+    assert ours[0]["name"] in seen
+    prefect.answers["/automations/filter"] = ours
+    assert checks.automations(settings).health is Health.PASS
+    ours[0]["enabled"] = False
+    health, _, mend = checks.automations(settings)
+    assert health is Health.WARN
+    assert mend == (f"prefect automation resume '{ours[0]['name']}'",)
+
+
+def test_a_scheduler_that_makes_no_runs_fails(prefect: FakePrefect, settings: Settings) -> None:
+    prefect.answers |= {"/deployments/filter": [deployment()], "/flow_runs/filter": []}
+    health, seen, _ = checks.scheduler(settings)
+    assert health is Health.FAIL
+    assert "the scheduler does not work" in seen
+    prefect.answers["/flow_runs/filter"] = [{"deployment_id": "d-1", "name": "slow-hare"}]
+    late = checks.scheduler(settings)
+    assert "slow-hare" in late.seen, "this server calls every run late"
+
+
+def test_the_client_logs_in_and_pages(prefect: FakePrefect) -> None:
+    prefect.login = f"Basic {base64.b64encode(b'ann:hunter2').decode()}"
+    prefect.answers["/deployments/filter"] = list(range(2 * PAGE + 1))
+    with PrefectClient(prefect.url, "ann:hunter2") as client:
+        assert client.every("/deployments/filter") == list(range(2 * PAGE + 1))
+    with (
+        PrefectClient(prefect.url, "ann:wrong") as client,
+        pytest.raises(PrefectUnavailable, match="PREFECT_API_AUTH_STRING") as refused,
+    ):
+        client.get("/admin/version")
+    assert "wrong" not in str(refused.value)
+
+
+def test_what_is_no_prefect_is_named(prefect: FakePrefect) -> None:
+    prefect.answers["/admin/version"] = "html"
+    with PrefectClient(prefect.url) as client:
+        with pytest.raises(PrefectUnavailable, match="no Prefect API"):
+            client.get("/admin/version")
+        assert client.flow_run("no-uuid") is None
+        assert client.flow_run("11111111-2222-4333-8444-555555555555") is None
