@@ -299,7 +299,11 @@ class Settings(BaseModel):
     def describe(cls) -> tuple[SettingDoc, ...]:
         """Return name, default and meaning of every setting, as the README shows them."""
         return tuple(
-            SettingDoc(_aliases(field)[0], _shown_default(field), field.description or "")
+            SettingDoc(
+                _aliases(field)[0],
+                _shown_default(field),
+                " ".join((field.description or "").split()),
+            )
             for field in cls.model_fields.values()
         )
 
