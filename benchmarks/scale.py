@@ -27,6 +27,7 @@ from benchmarks.scale_fill import AGENTS, USABLE_OF_TEN, fill, prepare
 from slm_core.local_stack.postgres import ensure_database, throwaway_postgres
 from slm_core.records import Call, ClaimState, Message, utc_now
 from slm_core.store import Store, migrate_store, open_store
+from slm_core.store.schema import REVISION
 
 BATCH = 500
 """Calls that the drain adds in one transaction."""
@@ -96,9 +97,9 @@ def stores_of_teams(url: str, teams: int) -> dict[str, Any]:
 
 
 def migrate(url: str) -> dict[str, float]:
-    """Go back one revision and forward again; return the seconds of each."""
+    """Go back to the first revision and forward again; return the seconds of each."""
     seconds: dict[str, float] = {}
-    for what, to in (("downgrade_seconds", "0001"), ("upgrade_seconds", "0002")):
+    for what, to in (("downgrade_seconds", "0001"), ("upgrade_seconds", REVISION)):
         began = time.perf_counter()
         migrate_store(url, to)
         seconds[what] = round(time.perf_counter() - began, 1)
