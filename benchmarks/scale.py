@@ -27,10 +27,10 @@ from benchmarks.scale_fill import AGENTS, USABLE_OF_TEN, fill, prepare
 from slm_core.local_stack.postgres import ensure_database, throwaway_postgres
 from slm_core.records import Call, ClaimState, Message, utc_now
 from slm_core.store import Store, migrate_store, open_store
+from slm_core.store.schema import REVISION
 
 BATCH = 500
 """Calls that the drain adds in one transaction."""
-ROUNDS = 20
 Times = dict[str, list[float]]
 
 
@@ -44,6 +44,7 @@ def main() -> None:
         "--migrate-at", type=int, default=1_000_000, help="time a downgrade and upgrade here"
     )
     parser.add_argument("--teams", type=int, default=50, help="stores of one PostgreSQL server")
+    parser.add_argument("--rounds", type=int, default=20, help="measurements of each kind")
     parser.add_argument("--out", type=Path, default=Path(".slm/scale"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def main() -> None:
         with new_database(database) as url:
             if database == "PostgreSQL" and options.teams:
                 print(json.dumps(stores_of_teams(url, options.teams)), flush=True)
-            for row in measure(url, sizes, options.migrate_at):
+            for row in measure(url, sizes, options):
                 found.append({"database": database, **row})
                 (options.out / "scale.json").write_text(json.dumps(found, indent=1))
                 print(table(found[-1:]), flush=True)
@@ -96,16 +97,16 @@ def stores_of_teams(url: str, teams: int) -> dict[str, Any]:
 
 
 def migrate(url: str) -> dict[str, float]:
-    """Go back one revision and forward again; return the seconds of each."""
+    """Go back to the first revision and forward again; return the seconds of each."""
     seconds: dict[str, float] = {}
-    for what, to in (("downgrade_seconds", "0001"), ("upgrade_seconds", "0002")):
+    for what, to in (("downgrade_seconds", "0001"), ("upgrade_seconds", REVISION)):
         began = time.perf_counter()
         migrate_store(url, to)
         seconds[what] = round(time.perf_counter() - began, 1)
     return seconds
 
 
-def measure(url: str, sizes: list[int], migrate_at: int) -> Iterator[dict[str, Any]]:
+def measure(url: str, sizes: list[int], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the figures at each size."""
     open_store(url).close()
     engine = sa.create_engine(url)
@@ -119,8 +120,8 @@ def measure(url: str, sizes: list[int], migrate_at: int) -> Iterator[dict[str, A
             seconds = round(time.perf_counter() - began, 1)
             store.claims.make()  # the fill leaves less than a claim; begin with an empty hand
             check(store, size)
-            times, cpu = rounds(store, size)
-            if size == migrate_at:
+            times, cpu = rounds(store, size, options.rounds)
+            if size == options.migrate_at:
                 print(json.dumps({"rows": size, **migrate(url)}), flush=True)
             yield {
                 "rows": store.calls.count(),
@@ -146,7 +147,7 @@ def check(store: Store, size: int) -> None:
         raise SystemExit(f"the fill made a wrong store: {wrong[:5]}")
 
 
-def rounds(store: Store, size: int) -> tuple[Times, Times]:
+def rounds(store: Store, size: int, times_each: int) -> tuple[Times, Times]:
     """Ingest, claim and ask, again and again; return milliseconds, by the clock and of CPU."""
     times: Times = {}
     cpu: Times = {}
@@ -160,7 +161,7 @@ def rounds(store: Store, size: int) -> tuple[Times, Times]:
         cpu.setdefault(what, []).append(used * 1000)
         return result
 
-    for number in range(ROUNDS):
+    for number in range(times_each):
         calls = new_calls(size, number)
         added = timed("ingest 500", lambda calls=calls: store.calls.add(calls, objection))
         again = timed("ingest again", lambda calls=calls: store.calls.add(calls, objection))
