@@ -138,9 +138,7 @@ def _nights(status: Status) -> Section:
     done = [night for night in nights if night.green is not None]
     if done:
         green = sum(night.green is True for night in done)
-        summary = (
-            f"{'green' if done[0].green else 'NOT green'}; {green} of the last {len(done)} are"
-        )
+        summary = f"{green} of the last {len(done)} green"
     else:
         summary = "none yet" if known.nightly_since else "none yet, and none is scheduled"
     rows = tuple((_moment(night.at), _outcome(night), night.run, night.message) for night in nights)
