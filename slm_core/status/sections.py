@@ -191,7 +191,8 @@ def _machine(status: Status) -> Section:
         rows.append(("pool", pool.name, said + (", paused" if pool.paused else "")))
     asked = f"asked {_moment(known.at)}" if known else "not asked yet: run status/now"
     rows.append(("Prefect", (known.dashboard if known else "") or "", asked))
-    return Section("Store, disk and workers", free, ("what", "where", "how"), tuple(rows), free)
+    short = f"{disk.free_bytes / 2**30:.0f} GiB free"
+    return Section("Store, disk and workers", free, ("what", "where", "how"), tuple(rows), short)
 
 
 def _moment(when: datetime) -> str:
