@@ -85,5 +85,8 @@ def _show(report: ReportInput, paths: ReportPaths) -> None:
         data_uri(plot_png(report)), key="plots", description="Scores, loss, failures, cost"
     )
     create_link_artifact(
-        paths.html.resolve().as_uri(), key="report-page", link_text="report.html on the worker"
+        paths.html.resolve().as_uri(),
+        key="report-page",
+        link_text="report.html on the worker",
+        description="The whole report as one page, to be opened on the worker",
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from slm_core.report.markdown import escape
 from slm_core.status.concerns import concerns
 from slm_core.status.page import headline
-from slm_core.status.sections import Section, sections
+from slm_core.status.sections import sections
 from slm_core.status.snapshot import Status
 
 
@@ -15,13 +17,13 @@ def to_markdown(status: Status) -> str:
     reasons = [f"- {escape(one.why)} RUNBOOK.md: **{one.runbook}**" for one in found]
     mark = "✗" if found else "✓"
     head = [f"# {mark} {headline(found)}", f"{status.host}, {status.at:%Y-%m-%d %H:%M:%S} UTC"]
-    parts = [_section(part) for part in sections(status)]
-    return "\n\n".join([*head, *(["\n".join(reasons)] if reasons else []), *parts]) + "\n"
+    parts = sections(status)
+    answers = _table(("what", "now", ""), [(p.title, p.short, p.summary) for p in parts])
+    details = [f"## {escape(p.title)}\n\n{_table(p.columns, p.rows)}" for p in parts if p.rows]
+    why = ["\n".join(reasons)] if reasons else []
+    return "\n\n".join([*head, *why, answers, *details]) + "\n"
 
 
-def _section(part: Section) -> str:
-    head = f"## {escape(part.title)}\n\n{escape(part.summary)}."
-    if not part.rows:
-        return head
-    lines = [part.columns, ["---"] * len(part.columns), *([*map(escape, r)] for r in part.rows)]
-    return head + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([*map(escape, row)] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -27,7 +27,7 @@ def to_page(status: Status) -> str:
     """Return the page. Equal statuses give equal bytes."""
     style = files("slm_core.report").joinpath("page.css").read_text(encoding="utf-8")
     found, parts = concerns(status), sections(status)
-    tiles = "".join(_tile(part) for part in parts)
+    tiles = "".join(_tile(part) for part in parts[:-1])  # the last is no single number
     cards = "\n".join(_card(part) for part in parts if part.rows)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -138,9 +138,7 @@ def _nights(status: Status) -> Section:
     done = [night for night in nights if night.green is not None]
     if done:
         green = sum(night.green is True for night in done)
-        summary = (
-            f"{'green' if done[0].green else 'NOT green'}; {green} of the last {len(done)} are"
-        )
+        summary = f"{green} of the last {len(done)} green"
     else:
         summary = "none yet" if known.nightly_since else "none yet, and none is scheduled"
     rows = tuple((_moment(night.at), _outcome(night), night.run, night.message) for night in nights)
@@ -193,7 +191,8 @@ def _machine(status: Status) -> Section:
         rows.append(("pool", pool.name, said + (", paused" if pool.paused else "")))
     asked = f"asked {_moment(known.at)}" if known else "not asked yet: run status/now"
     rows.append(("Prefect", (known.dashboard if known else "") or "", asked))
-    return Section("Store, disk and workers", free, ("what", "where", "how"), tuple(rows), free)
+    short = f"{disk.free_bytes / 2**30:.0f} GiB free"
+    return Section("Store, disk and workers", free, ("what", "where", "how"), tuple(rows), short)
 
 
 def _moment(when: datetime) -> str:
