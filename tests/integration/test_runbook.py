@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -341,14 +341,15 @@ def _paused_run(site: Site) -> str:
 def _kill_everything(site: Site) -> None:
     parts = site.stack().status()
     assert len(parts) >= 4
+    killed: list[psutil.Process] = []
     for part in parts:
         root = psutil.Process(part.process.pid)
-        for process in [*root.children(recursive=True), root]:
+        killed += [root, *root.children(recursive=True)]
+    for process in killed:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-    deadline = time.monotonic() + 30
-    while any(part.running for part in site.stack().status()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    psutil.wait_procs(killed, timeout=30)
+    assert not any(part.running for part in site.stack().status())
 
 
 # ------------------------------------- what the commands say of a stack that works
