@@ -54,7 +54,8 @@ class Killer(threading.Thread):
 
 def rows(evaluation: Evaluation) -> list[CaseResult]:
     found = read_details(Path(evaluation.details_path))
-    return [row.model_copy(update={"seconds": 0.0}) for row in found]
+    # The time that an answer took, and its price by the hour, are not the evaluation's.
+    return [row.model_copy(update={"seconds": 0.0, "cost_nanousd": None}) for row in found]
 
 
 def test_shards_with_a_killed_worker_score_as_one_process_does(
