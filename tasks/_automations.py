@@ -123,7 +123,8 @@ def reconcile(automations: Iterable[AutomationCore]) -> None:
                 client.create_automation(one)
                 log.info("automation created name=%r", one.name)
                 continue
-            one = one.model_copy(update={"enabled": old.enabled})
+            # With every field set: an update sends only those that are.
+            one = AutomationCore.model_validate(one.model_dump() | {"enabled": old.enabled})
             if _content(one) != _content(old):
                 client.update_automation(old.id, one)
                 log.info("automation updated name=%r", one.name)
