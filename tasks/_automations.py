@@ -124,7 +124,7 @@ def reconcile(automations: Iterable[AutomationCore]) -> None:
                 log.info("automation created name=%r", one.name)
                 continue
             # With every field set: an update sends only those that are.
-            one = AutomationCore.model_validate(one.model_dump() | {"enabled": old.enabled})
+            one = AutomationCore.model_validate(_content(one) | {"enabled": old.enabled})
             if _content(one) != _content(old):
                 client.update_automation(old.id, one)
                 log.info("automation updated name=%r", one.name)
