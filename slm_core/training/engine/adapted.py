@@ -187,7 +187,8 @@ def _refresh(groups: Sequence[_Siblings]) -> None:
     pairs = [pair for group in groups for pair in group.updates()]
     if pairs:
         places, values = zip(*pairs, strict=True)
-        torch._foreach_copy_(list(places), list(values))
+        copy = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+        copy(list(places), list(values))
 
 
 def _is_quantized_lora(layer: nn.Module) -> bool:

@@ -209,7 +209,7 @@ class Passes:
                 raise
             # The traceback keeps every tensor of the pass alive until this function returns.
             return False
-        torch._foreach_add_(self._views, gradients)
+        torch._foreach_add_(self._views, gradients)  # pyright: ignore[reportPrivateImportUsage]
         self._loss += loss.detach()
         return True
 
