@@ -352,11 +352,11 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="slm-chaos-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user when we are root
     with Service(folder) as service:
-        service.plan(said.epochs)
         for number in range(len(read_rows(said.out)) + 1, said.kills + 1):
             rng = random.Random(f"{said.seed}/{number}")
             kind = said.kinds[(number - 1) % len(said.kinds)]
             print(f"{number:3} {kind} ...", flush=True)
+            service.plan(said.epochs)  # each time: a deploy would take it back
             row = strike(service, number, kind, rng, patience=said.patience)
             with said.out.open("a") as out:
                 out.write(json.dumps(asdict(row)) + "\n")
