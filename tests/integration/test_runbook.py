@@ -294,12 +294,14 @@ def test_the_commands_of_a_page_run(site: Site, page: str) -> None:
         _kill_everything(site)
     if page == "claim-stuck":
         site.ids["RUN"] = "stuck-run"
+    exported: list[str] = []  # a page is read in one shell
     for block in blocks(PAGES[page]):
         if block.elsewhere:
             continue
         fresh = [one for one in block.lines if one not in site.done or RUN_EACH_TIME.match(one)]
         site.done |= set(fresh)
-        script = [_may_say_no(filled(site, line)) for line in fresh]
+        script = exported + [_may_say_no(filled(site, line)) for line in fresh]
+        exported += [line for line in fresh if line.startswith("export ")]
         if any(not RUN_EACH_TIME.match(line) or line.startswith("make") for line in fresh):
             site.run("\n".join(script), page)
     _looked_at(site, page)
