@@ -107,10 +107,16 @@ def sweep(stack_id: str, *, grace_seconds: float) -> int:
 def _find(process: ProcessId) -> psutil.Process | None:
     try:
         found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.started) < _START_TOLERANCE_SECONDS
-        return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+        if abs(found.create_time() - process.started) >= _START_TOLERANCE_SECONDS:
+            return None
+        if found.status() != psutil.STATUS_ZOMBIE:
+            return found
     except psutil.NoSuchProcess:
         return None
+    # Of a child of ours its id stays taken until we ask; PostgreSQL would believe it still runs.
+    with suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+    return None
 
 
 def _end(processes: Iterable[psutil.Process], by: signal.Signals, grace_seconds: float) -> None:

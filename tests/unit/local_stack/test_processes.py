@@ -83,3 +83,12 @@ def test_waiting_gives_up_in_time(tmp_path: Path, sleeper: ProcessId) -> None:
     with pytest.raises(StackError, match="not ready within"):
         wait_until(lambda _: False, sleeper, tmp_path / "log", what="server", timeout_seconds=0.2)
     assert time.monotonic() - begun < 5
+
+
+def test_a_killed_child_leaves_nothing_that_looks_alive(sleeper: ProcessId) -> None:
+    """PostgreSQL asks the kernel for the id in its lock file, and a zombie answers."""
+    os.kill(sleeper.pid, signal.SIGKILL)
+    while is_alive(sleeper):
+        time.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        os.kill(sleeper.pid, 0)
