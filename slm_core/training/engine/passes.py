@@ -227,6 +227,14 @@ class Passes:
         facts |= {"pass_rows": len(rows), "pass_tokens": tokens}
         if self._ranks.world_size > 1 and self._spec.shard:
             return None  # The other workers are in the middle of the same layer.
+        if self.one_length and self.plan.pass_tokens > max(self._longest, tokens):
+            # The pass was filled up: it is smaller without a row less in it.
+            half = -(-self.plan.pass_tokens // 2 // _GPU_MULTIPLE) * _GPU_MULTIPLE
+            limit = max(half, self._longest)
+            self.plan = self.plan.model_copy(update={"pass_tokens": limit})
+            said = f"passes of {limit} tokens"
+            self._tell(step, "split", f"{why} with {tokens} tokens: {said}.", facts)
+            return self._cut(rows)
         if len(rows) > 1:
             limit = max(-(-tokens // 2), max(row.tokens for row in rows))
             half = max(1, len(rows) // 2)

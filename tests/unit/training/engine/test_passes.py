@@ -108,6 +108,23 @@ def test_a_pass_that_runs_out_of_memory_is_split_and_nothing_changes(
         assert (after[name] - weight).norm() < 1e-3 * weight.norm() + 1e-6, name
 
 
+def test_a_filled_pass_is_first_made_smaller_without_a_row_less(
+    tiny_model: Path, rows: list[Row]
+) -> None:
+    """Passes of one length are filled up; the filling needs memory too."""
+    few = rows[:2]
+    expected, _ = trained(make_loop(tiny_model, few, batching="tokens")[0])
+    loop, told = make_loop(tiny_model, few, batching="tokens")
+    loop.passes.one_length = True
+    most = loop.passes.plan.pass_tokens
+    assert sum(len(row.ids) for row in few) < most // 2
+    fail_above(loop, most // 2, "forward")
+    losses, _ = trained(loop)
+    assert told == [(1, "split")]
+    assert loop.passes.plan.pass_tokens == most // 2
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_single_row_gets_checkpointing_and_then_gives_up(
     tiny_model: Path, rows: list[Row]
 ) -> None:
