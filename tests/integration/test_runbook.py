@@ -37,6 +37,7 @@ from slm_core.store import Store, open_store
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
 from slm_core.testing.provider import FakeProvider
 from slm_core.testing.records import make_adapter, make_call, make_decision
+from slm_core.testing.webhook_receiver import WebhookReceiver
 from slm_core.training import TrainingSpec, checkpoints
 from slm_core.training.orders import Order, OrderBook, Part
 
@@ -200,7 +201,11 @@ def site() -> Iterator[Site]:
         if name != "prefect.toml":
             (project / name).symlink_to(ROOT / name)
     (project / ".venv").symlink_to(sys.prefix)
-    with FakeProvider({}) as teacher, LangfuseReceiver() as langfuse:
+    with (
+        FakeProvider({}) as teacher,
+        LangfuseReceiver() as langfuse,
+        WebhookReceiver() as people,
+    ):
         environ = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -211,6 +216,7 @@ def site() -> Iterator[Site]:
             "DO_NOT_TRACK": "1",
             "AZURE_ENDPOINT": teacher.address,
             "AZURE_API_KEY": "key",
+            "SLM_NOTIFY_URL": people.url,
             "LANGFUSE_PUBLIC_KEY": langfuse.public_key,
             "LANGFUSE_SECRET_KEY": langfuse.secret_key,
             "LANGFUSE_BASE_URL": langfuse.base_url,
