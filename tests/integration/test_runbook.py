@@ -50,6 +50,7 @@ ELSEWHERE = {
     "nvidia-smi --gpu-reset -i GPU",
     "sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia",
     "sudo systemctl reboot",
+    "docker compose -f docker/compose.yaml exec worker-cpu docker/entrypoint.sh slm doctor",
     "docker compose -f docker/compose.yaml up --detach",
     "git fetch --tags && git checkout VERSION",
     "make install",
@@ -231,7 +232,7 @@ def site() -> Iterator[Site]:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         ):
-            site.run("make up", "setup")
+            assert "notifications: posted to SLM_NOTIFY_URL" in site.run("make up", "setup")
             with open_store(site.settings().database_url) as store:
                 _prepare(site, store)
             yield site
