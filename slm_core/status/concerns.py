@@ -144,9 +144,7 @@ def _claims(status: Status) -> Iterator[Concern]:
                 continue
             why = f"Claim {claim.id} is held by run {claim.owner}, which is not at work."
         elif claim.state is ClaimState.RUNNING and age > NIGHT_WITHIN:
-            why = (
-                f"Claim {claim.id} is held by run {claim.owner}, which does not rest or work here."
-            )
+            why = f"Claim {claim.id} is held by run {claim.owner}, of which nothing is known here."
         elif claim.state is ClaimState.RELEASED and age > NIGHT_WITHIN:
             why = f"Claim {claim.id} was given back and no night has taken it."
         else:

@@ -172,9 +172,8 @@ class Site:
 
     def run(self, script: str, name: str) -> str:
         """Run lines in a shell that knows the stack; return what they wrote."""
-        known = ""
-        if (self.home / "stack" / "environment.sh").is_file():
-            known = "source .slm/stack/environment.sh\n"
+        there = (self.home / "stack" / "environment.sh").is_file()
+        known = "source .slm/stack/environment.sh\n" if there else ""
         ran = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", known + script],
             cwd=self.project,
@@ -202,11 +201,7 @@ def site() -> Iterator[Site]:
         if name != "prefect.toml":
             (project / name).symlink_to(ROOT / name)
     (project / ".venv").symlink_to(sys.prefix)
-    with (
-        FakeProvider({}) as teacher,
-        LangfuseReceiver() as langfuse,
-        WebhookReceiver() as people,
-    ):
+    with FakeProvider({}) as teacher, LangfuseReceiver() as langfuse, WebhookReceiver() as people:
         environ = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -315,9 +310,7 @@ def test_the_commands_of_a_page_run(site: Site, page: str) -> None:
 
 
 def _may_say_no(line: str) -> str:
-    status = MAY_SAY_NO.get(line)
-    if line.startswith("slm doctor"):
-        status = 1
+    status = 1 if line.startswith("slm doctor") else MAY_SAY_NO.get(line)
     return line if status is None else f"{line} || test $? -eq {status}"
 
 
@@ -327,9 +320,8 @@ def _looked_at(site: Site, page: str) -> None:
         if page == "claim-stuck":
             assert store.claims.get(site.ids["CLAIM"]).owner is None
         if page == "canary-stepped-back":
-            assert [one.adapter_id for one in store.routes.list() if one.stage == "live"] == [
-                "adapter-1"
-            ]
+            live = [one.adapter_id for one in store.routes.list() if one.stage == "live"]
+            assert live == ["adapter-1"]
         if page == "restore-from-backup":
             assert store.url.endswith("/slm")
             assert store.calls.count() == 100
@@ -350,10 +342,8 @@ def _paused_run(site: Site) -> str:
 def _kill_everything(site: Site) -> None:
     parts = site.stack().status()
     assert len(parts) >= 4
-    killed: list[psutil.Process] = []
-    for part in parts:
-        root = psutil.Process(part.process.pid)
-        killed += [root, *root.children(recursive=True)]
+    roots = [psutil.Process(part.process.pid) for part in parts]
+    killed = [one for root in roots for one in (root, *root.children(recursive=True))]
     for process in killed:
         with suppress(psutil.NoSuchProcess):
             process.kill()
