@@ -48,17 +48,18 @@ test: $(READY) ## Run every test that needs no GPU, on a real PostgreSQL too
 test-gpu: $(READY) ## Run the tests that need a GPU; fails where there is none
 	$(PYTEST) -m gpu --require-gpu $(PYTEST_ARGS)
 
-check: $(READY) lint-images ## Check format, lint, types, layers and images
+check: $(READY) ## Check format, lint, types, layers and images
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/lint-imports
+	@$(MAKE) --no-print-directory lint-images
 
 lint-images: $(READY) ## Check Dockerfiles, scripts and the compose file
 	$(VENV)/bin/hadolint docker/*.Dockerfile
 	$(VENV)/bin/shellcheck .ci/run docker/*.sh deployments/*.sh
 	$(VENV)/bin/docker-compose --profile '*' --file docker/compose.yaml config --quiet
-	$(VENV)/bin/caddy validate --config docker/Caddyfile 2>/dev/null
+	@said=$$($(VENV)/bin/caddy validate --config docker/Caddyfile 2>&1) || { echo "$$said" >&2; exit 1; }
 
 format: $(READY) ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .

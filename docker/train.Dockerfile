@@ -11,7 +11,7 @@ RUN python -m venv /venv
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # Dependencies first, against an empty package: a changed line of code does not fetch them again.
 RUN mkdir slm_core && echo '__version__ = "0"' > slm_core/__init__.py \
-    && /venv/bin/pip install -c constraints.txt '.[prefect,report,train,hub]'
+    && /venv/bin/pip install -c constraints.txt '.[prefect,report,train,hub,fanout]'
 COPY slm_core ./slm_core
 RUN /venv/bin/pip install --no-deps --force-reinstall .
 

@@ -213,16 +213,16 @@ def _deploy_flows(project: Path, say: Say) -> None:
 
 def _reconcile_automations(say: Say) -> None:
     """Make the automations of the server those that ``tasks`` declares."""
+    url = Settings.from_env().notify_url
     try:
-        declared = [
-            *crash_automations(),
-            *notification_automations(Settings.from_env().notify_url),
-        ]
+        declared = [*crash_automations(), *notification_automations(url)]
     except ObjectNotFound:
         say("automations: left as they are, for resume/run is not deployed")
         return
     reconcile(declared)
     say(f"automations: {len(declared)} in place")
+    none = "none, for SLM_NOTIFY_URL is not set"
+    say(f"notifications: {none if url is None else 'posted to SLM_NOTIFY_URL'}")
 
 
 def _main(

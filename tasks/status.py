@@ -21,6 +21,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
     WorkPoolFilter,
     WorkPoolFilterName,
+    WorkQueueFilter,
+    WorkQueueFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.sorting import FlowRunSort
@@ -202,12 +204,22 @@ def _pools(client: SyncPrefectClient) -> tuple[PoolNow, ...]:
     for pool in client.read_work_pools():
         workers = client.read_workers_for_work_pool(pool.name)
         this = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool.name]))
+        queues = [q.name for q in client.read_work_queues(work_pool_name=pool.name) if q.is_paused]
         pools.append(
             PoolNow(
                 name=pool.name,
                 online=sum(worker.status == WorkerStatus.ONLINE for worker in workers),
                 late=client.count_flow_runs(flow_run_filter=late, work_pool_filter=this),
                 paused=bool(pool.is_paused),
+                paused_queues=tuple(
+                    name
+                    for name in queues
+                    if client.count_flow_runs(
+                        flow_run_filter=late,
+                        work_pool_filter=this,
+                        work_queue_filter=WorkQueueFilter(name=WorkQueueFilterName(any_=[name])),
+                    )
+                ),
             )
         )
     return tuple(pools)

@@ -15,11 +15,14 @@ from uuid import UUID
 
 import httpx
 
-from slm_core.errors import ConfigError, PrefectUnavailable
+from slm_core.errors import ConfigError, PrefectUnavailable, RunBusy
 from slm_core.settings import Settings
 
 PAGE = 200
 """Most rows that the server returns for one request."""
+AWAITING_RETRY = "AwaitingRetry"
+ENDED = ("CRASHED", "FAILED", "CANCELLED")
+"""States that a run can be retried from."""
 
 
 class LogLine(NamedTuple):
@@ -100,6 +103,17 @@ class PrefectClient:
                 return None
             raise
 
+    def attempts(self, run_id: str) -> int:
+        """Return how often a run was begun, as ``resume/run`` counts; 0 for an unknown one.
+
+        The server counts a run when its flow begins; one that died before that counts here too.
+        """
+        run = self.flow_run(run_id)
+        if run is None:
+            return 0
+        states = self.get(f"/flow_run_states/?flow_run_id={run_id}")
+        return max(run["run_count"], 1 + sum(one["name"] == AWAITING_RETRY for one in states))
+
     def logs(self, run_ids: Sequence[str], *, skip: int = 0) -> Iterator[LogLine]:
         """Yield what the flow runs logged, oldest first, without the first ``skip`` lines."""
         ids = [run_id for run_id in run_ids if _is_uuid(run_id)]
@@ -136,10 +150,18 @@ class PrefectClient:
         """Let a flow run that ended begin again under the same id, as Retry in the dashboard.
 
         Raises:
-            PrefectUnavailable: the server refuses: the run is at work, completed, or without a
-                deployment.
+            RunBusy: it has not ended; Prefect itself would let a second process begin it.
+            PrefectUnavailable: the server does not know it, or refuses: it has no deployment.
         """
-        state = {"type": "SCHEDULED", "name": "AwaitingRetry"}
+        run = self.flow_run(run_id)
+        if run is None:
+            raise PrefectUnavailable(f"Prefect at {self.api_url} knows no run {run_id}.")
+        if run["state_type"] not in ENDED:
+            raise RunBusy(
+                f"Run {run_id} is {run['state_name']} in Prefect; only one that failed, crashed or "
+                f"was cancelled begins again. If it is dead: prefect flow-run cancel {run_id}"
+            )
+        state = {"type": "SCHEDULED", "name": AWAITING_RETRY}
         answer = self.post(f"/flow_runs/{run_id}/set_state", {"state": state})
         if answer["status"] != "ACCEPT":
             why = (answer.get("details") or {}).get("reason") or answer["status"]

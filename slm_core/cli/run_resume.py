@@ -38,6 +38,7 @@ def resume_by_prefect(
 
     Raises:
         PrefectUnavailable: the server does not answer, or refuses.
+        RunBusy: an evaluation that has not ended.
     """
     if run.flow == "eval":
         client.retry(run.run_id)
@@ -47,8 +48,8 @@ def resume_by_prefect(
         parameters = {"run_id": run.run_id, "host_is_dead": host_is_dead}
         if "max_attempts" in deployment["parameter_openapi_schema"]["properties"]:
             # A person asks: the limit is for what resumes by itself.
-            old = client.flow_run(run.flow_run_id or run.run_id)
-            parameters["max_attempts"] = max(LEAST_ATTEMPTS, (old["run_count"] if old else 0) + 1)
+            begun = client.attempts(run.flow_run_id or run.run_id)
+            parameters["max_attempts"] = max(LEAST_ATTEMPTS, begun + 1)
         flow_run = client.start(deployment["id"], parameters)
     url = f"{client.dashboard}/runs/flow-run/{flow_run['id']}"
     if as_json:

@@ -112,6 +112,8 @@ def resume(
             with prefect_client(settings) as client:
                 resume_by_prefect(client, found, host_is_dead=host_is_dead, as_json=as_json)
         except PrefectUnavailable as error:
+            if found.flow == "eval":  # goes on by Prefect only
+                raise
             raise PrefectUnavailable(
                 f"{error.message} Without Prefect, on the machine that is to train: "
                 f"slm runs resume {found.run_id} --here",

@@ -62,9 +62,11 @@ class LocalStack:
         """Start what does not run, deploy what is new; return the dashboard's address.
 
         Raises:
-            StackError: a part did not start; those started before it stay up.
+            StackError: a part did not start, and those started before it stay up; or a stand-in
+                would take the place of a teacher.
         """
         with self._exclusively():
+            self._keep_teacher()
             site = self._site()
             self._ensure(parts.postgres_part(site))
             for database in ("prefect", "slm"):
@@ -97,6 +99,8 @@ class LocalStack:
                 self._prefect_file.unlink()
             self.shell_file.unlink(missing_ok=True)
             self._state_file.unlink(missing_ok=True)
+            if self._state.own_teacher:
+                StackState(own_teacher=True).save(self._state_file)
 
     def status(self) -> list[PartStatus]:
         """Return every part that was started, and whether it still runs."""
@@ -105,6 +109,26 @@ class LocalStack:
             PartStatus(name, process, is_alive(process), state.ports.get(name), self._log(name))
             for name, process in state.processes.items()
         ]
+
+    def _keep_teacher(self) -> None:
+        """Refuse to put the stand-in where the workers had a teacher, unless it is asked for."""
+        own, had = self.settings.names_teacher, self._state.own_teacher
+        chosen = "teacher_model" in self.settings.model_fields_set
+        asked = chosen and self.settings.teacher_model == parts.TEACHER_MODEL
+        if had and not own and not asked:
+            raise StackError(
+                "This stack had a teacher of its own, and this shell names none, so a stand-in "
+                "would answer. Set AZURE_ENDPOINT or OPENAI_BASE_URL, the key and "
+                "SLM_TEACHER_MODEL as before. If you want the stand-in: "
+                f"SLM_TEACHER_MODEL={parts.TEACHER_MODEL} make up"
+            )
+        if had is not own and any(
+            name.startswith("worker-") and is_alive(process)
+            for name, process in self._state.processes.items()
+        ):
+            self._say("workers that run keep their teacher; `make down`, `make up` changes it")
+        self._state.own_teacher = own
+        self._state.save(self._state_file)
 
     def _site(self) -> Site:
         """Settle the data directory and the ports; a port once given stays."""
@@ -148,7 +172,9 @@ class LocalStack:
     def _deploy(self, site: Site) -> None:
         """Make pools and deployments as the project declares them, unless nothing changed."""
         digest = self._declared()
-        if digest == self._state.deployed:
+        url = self.settings.notify_url
+        address = None if url is None else url.get_secret_value()
+        if self._state.is_deployed(digest, address):
             return
         self._say("deployments: registering")
         result = subprocess.run(
@@ -161,7 +187,10 @@ class LocalStack:
         )
         if result.returncode != 0:
             raise StackError(f"`make deploy` failed:\n{result.stdout}{result.stderr}")
-        self._state.deployed = digest
+        for line in result.stdout.splitlines():
+            if line.startswith("notifications"):
+                self._say(line)
+        self._state.note_deployed(digest, address)
         self._state.save(self._state_file)
 
     def _declared(self) -> str:

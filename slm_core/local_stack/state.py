@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from pathlib import Path
 
@@ -21,15 +22,38 @@ class StackState(BaseModel):
     """Part to process, in the order in which they were first started."""
     deployed: str = ""
     """Digest of the deployments, and the code behind them, that the server knows."""
+    notified: str = ""
+    """Digest of the address that news is posted to; empty when the deployments have none."""
+    own_teacher: bool = False
+    """Whether the workers were told of a teacher, so that no stand-in may take its place."""
 
     @classmethod
     def load(cls, file: Path) -> StackState:
         """Read the state, or return that of a stack which never ran."""
         return cls.model_validate_json(file.read_bytes()) if file.exists() else cls()
 
+    def is_deployed(self, declared: str, notify_url: str | None) -> bool:
+        """Whether the server knows what is declared, and posts news to the address if one is given.
+
+        Args:
+            declared: digest of everything that the deployments depend on.
+            notify_url: None says nothing: a shell without it does not ask for silence.
+        """
+        same = notify_url is None or _digest(notify_url) == self.notified
+        return same and declared == self.deployed
+
+    def note_deployed(self, declared: str, notify_url: str | None) -> None:
+        """Remember what the server was told; of the address, which may be secret, a digest."""
+        self.deployed = declared
+        self.notified = "" if notify_url is None else _digest(notify_url)
+
     def save(self, file: Path) -> None:
         """Write the state; only its owner may read it, because it holds a key."""
         write_private(file, self.model_dump_json(indent=2))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_private(file: Path, text: str) -> None:

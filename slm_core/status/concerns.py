@@ -101,9 +101,15 @@ def _gpus(status: Status) -> Iterator[Concern]:
 
 def _pools(status: Status) -> Iterator[Concern]:
     for pool in status.operations.pools if status.operations else ():
-        if pool.late and not pool.online:
+        paused = [f"pool {pool.name}"] if pool.paused else []
+        paused += [f"queue {pool.name}/{queue}" for queue in pool.paused_queues]
+        if pool.late and paused:
+            why = f"{pool.late} runs wait in pool {pool.name}; paused: {', '.join(paused)}."
+        elif pool.late and not pool.online:
             why = f"{pool.late} runs wait in pool {pool.name} and no worker of it reports."
-            yield Concern(f"pool.{pool.name}", why, "no-worker")
+        else:
+            continue
+        yield Concern(f"pool.{pool.name}", why, "no-worker")
 
 
 def _runs(status: Status) -> Iterator[Concern]:
@@ -133,8 +139,12 @@ def _claims(status: Status) -> Iterator[Concern]:
         if claim.state is ClaimState.NEW and age > STARTED_WITHIN:
             why = f"Claim {claim.id} of {claim.size} calls has no run: ingest/spool started none."
             page = "threshold-without-run"
-        elif claim.state is ClaimState.RUNNING and _abandoned(runs.get(claim.owner or ""), status):
+        elif claim.state is ClaimState.RUNNING and (owner := runs.get(claim.owner or "")):
+            if not _abandoned(owner, status):
+                continue
             why = f"Claim {claim.id} is held by run {claim.owner}, which is not at work."
+        elif claim.state is ClaimState.RUNNING and age > NIGHT_WITHIN:
+            why = f"Claim {claim.id} is held by run {claim.owner}, of which nothing is known here."
         elif claim.state is ClaimState.RELEASED and age > NIGHT_WITHIN:
             why = f"Claim {claim.id} was given back and no night has taken it."
         else:
@@ -142,9 +152,13 @@ def _claims(status: Status) -> Iterator[Concern]:
         yield Concern(f"claim.{claim.id}", why, page)
 
 
-def _abandoned(owner: RunNow | None, status: Status) -> bool:
-    """Whether the run that holds a claim rests, for longer than the runs that are warned of."""
-    return owner is not None and not owner.at_work and status.at - owner.moved_at > RECENT
+def _abandoned(owner: RunNow, status: Status) -> bool:
+    """Whether the run that holds a claim rests, for longer than the runs that are warned of.
+
+    Of a run that began on another machine nobody is warned, so its claim is told after a day.
+    """
+    rests = status.at - owner.moved_at
+    return not owner.at_work and rests > (RECENT if owner.host == status.host else NIGHT_WITHIN)
 
 
 def _nights(status: Status) -> Iterator[Concern]:

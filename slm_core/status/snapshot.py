@@ -128,6 +128,8 @@ class PoolNow(Record):
     late: int
     """Runs that should have begun."""
     paused: bool = False
+    paused_queues: tuple[str, ...] = ()
+    """Those of its queues that are paused and have late runs."""
 
 
 class Operations(Record):

@@ -124,6 +124,9 @@ def test_a_training_has_longer_to_save_than_its_worker_waits(services: dict[str,
     assert worker["stop_grace_period"] == "3m0s"
     assert int(worker["environment"]["WORKER_GRACE_SECONDS"]) == 150
     assert worker["command"][0] == "deployments/worker.sh"
+    other = services["worker-cpu"]
+    assert other["stop_grace_period"] == "1m0s"
+    assert int(other["environment"]["WORKER_GRACE_SECONDS"]) == 45
     devices = worker["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"capabilities": ["gpu"], "count": -1, "driver": "nvidia"}]
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from prefect import flow, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.runtime import flow_run
+from prefect.states import Scheduled
 from typer.testing import CliRunner
 
 from flows.show_status import show_status
@@ -23,6 +25,7 @@ from slm_core.testing.records import make_adapter, make_call, make_decision
 from slm_core.training.orders import Order
 from tasks._progress import LivePage, progress
 from tasks._wiring import order_book
+from tasks.status import ask_prefect
 
 pytestmark = pytest.mark.integration
 
@@ -80,6 +83,28 @@ def test_flow_page_and_command_say_the_same(service: Any, monkeypatch: pytest.Mo
     assert said.exit_code == 1
     (concern,) = json.loads(said.stdout)["concerns"]
     assert (concern["key"], concern["runbook"]) == ("run.run-9", "run-stopped")
+
+
+def test_a_paused_queue_is_told_when_runs_wait_in_it(service: Any) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="resting", type="process"))
+        try:
+            for name in ("busy", "idle"):
+                queue = client.create_work_queue(name, work_pool_name="resting")
+                client.update_work_queue(queue.id, is_paused=True)
+            deployment = client.create_deployment(
+                client.create_flow(show_status.with_options(name="waiter")),
+                name="waiter",
+                work_pool_name="resting",
+                work_queue_name="busy",
+                enforce_parameter_schema=False,
+            )
+            client.create_flow_run_from_deployment(deployment, state=Scheduled(name="Late"))
+            found = {pool.name: pool for pool in ask_prefect.fn().pools}
+            assert (found["resting"].late, found["resting"].paused_queues) == (1, ("busy",))
+            client.delete_deployment(deployment)
+        finally:
+            client.delete_work_pool("resting")
 
 
 def test_a_command_without_a_store_names_the_page(

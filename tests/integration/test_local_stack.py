@@ -212,3 +212,6 @@ def test_down_ends_everything_that_up_and_the_runs_started(stack: LocalStack) ->
     assert all(is_free(part.port) for part in parts if part.port)
     assert not (stack.project / "prefect.toml").exists()
     stack.down()  # nothing left to do is no error
+    bare = LocalStack(Settings.from_env({"SLM_HOME": str(stack.settings.home)}), stack.project)
+    with pytest.raises(StackError, match="had a teacher of its own"):
+        bare.up()

@@ -37,6 +37,7 @@ from slm_core.store import Store, open_store
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
 from slm_core.testing.provider import FakeProvider
 from slm_core.testing.records import make_adapter, make_call, make_decision
+from slm_core.testing.webhook_receiver import WebhookReceiver
 from slm_core.training import TrainingSpec, checkpoints
 from slm_core.training.orders import Order, OrderBook, Part
 
@@ -49,6 +50,7 @@ ELSEWHERE = {
     "nvidia-smi --gpu-reset -i GPU",
     "sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia",
     "sudo systemctl reboot",
+    "docker compose -f docker/compose.yaml exec worker-cpu docker/entrypoint.sh slm doctor",
     "docker compose -f docker/compose.yaml up --detach",
     "git fetch --tags && git checkout VERSION",
     "make install",
@@ -170,9 +172,8 @@ class Site:
 
     def run(self, script: str, name: str) -> str:
         """Run lines in a shell that knows the stack; return what they wrote."""
-        known = ""
-        if (self.home / "stack" / "environment.sh").is_file():
-            known = "source .slm/stack/environment.sh\n"
+        there = (self.home / "stack" / "environment.sh").is_file()
+        known = "source .slm/stack/environment.sh\n" if there else ""
         ran = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", known + script],
             cwd=self.project,
@@ -200,7 +201,7 @@ def site() -> Iterator[Site]:
         if name != "prefect.toml":
             (project / name).symlink_to(ROOT / name)
     (project / ".venv").symlink_to(sys.prefix)
-    with FakeProvider({}) as teacher, LangfuseReceiver() as langfuse:
+    with FakeProvider({}) as teacher, LangfuseReceiver() as langfuse, WebhookReceiver() as people:
         environ = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -211,6 +212,7 @@ def site() -> Iterator[Site]:
             "DO_NOT_TRACK": "1",
             "AZURE_ENDPOINT": teacher.address,
             "AZURE_API_KEY": "key",
+            "SLM_NOTIFY_URL": people.url,
             "LANGFUSE_PUBLIC_KEY": langfuse.public_key,
             "LANGFUSE_SECRET_KEY": langfuse.secret_key,
             "LANGFUSE_BASE_URL": langfuse.base_url,
@@ -225,7 +227,7 @@ def site() -> Iterator[Site]:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         ):
-            site.run("make up", "setup")
+            assert "notifications: posted to SLM_NOTIFY_URL" in site.run("make up", "setup")
             with open_store(site.settings().database_url) as store:
                 _prepare(site, store)
             yield site
@@ -308,9 +310,7 @@ def test_the_commands_of_a_page_run(site: Site, page: str) -> None:
 
 
 def _may_say_no(line: str) -> str:
-    status = MAY_SAY_NO.get(line)
-    if line.startswith("slm doctor"):
-        status = 1
+    status = 1 if line.startswith("slm doctor") else MAY_SAY_NO.get(line)
     return line if status is None else f"{line} || test $? -eq {status}"
 
 
@@ -320,9 +320,8 @@ def _looked_at(site: Site, page: str) -> None:
         if page == "claim-stuck":
             assert store.claims.get(site.ids["CLAIM"]).owner is None
         if page == "canary-stepped-back":
-            assert [one.adapter_id for one in store.routes.list() if one.stage == "live"] == [
-                "adapter-1"
-            ]
+            live = [one.adapter_id for one in store.routes.list() if one.stage == "live"]
+            assert live == ["adapter-1"]
         if page == "restore-from-backup":
             assert store.url.endswith("/slm")
             assert store.calls.count() == 100
@@ -343,10 +342,8 @@ def _paused_run(site: Site) -> str:
 def _kill_everything(site: Site) -> None:
     parts = site.stack().status()
     assert len(parts) >= 4
-    killed: list[psutil.Process] = []
-    for part in parts:
-        root = psutil.Process(part.process.pid)
-        killed += [root, *root.children(recursive=True)]
+    roots = [psutil.Process(part.process.pid) for part in parts]
+    killed = [one for root in roots for one in (root, *root.children(recursive=True))]
     for process in killed:
         with suppress(psutil.NoSuchProcess):
             process.kill()

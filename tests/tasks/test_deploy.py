@@ -14,6 +14,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from slm_core.errors import ConfigError, StackError
+from tasks._automations import reconcile
 from tasks.deploy import deploy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -137,6 +138,21 @@ def test_a_deployment_that_prefect_refuses_is_an_error_with_its_words(
     (tmp_path / "prefect.yaml").write_text(DEPLOYMENTS.replace(":tick", ":tock"))
     with pytest.raises(StackError, match=r"prefect deploy failed(.|\n)*tock"):
         told(tmp_path)
+
+
+def test_it_says_whether_anybody_is_told(project: Path, tmp_path: Path) -> None:
+    """With ``resume/run`` there, which the automations start; both are taken away again."""
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "go_on.py").write_text(FLOW.replace('"tick"', '"resume"'))
+    (tmp_path / "deployments").symlink_to(project / "deployments")
+    declared = DEPLOYMENTS.replace("often", "run").replace("count_ticks", "go_on")
+    (tmp_path / "prefect.yaml").write_text(declared)
+    try:
+        assert "notifications: none, for SLM_NOTIFY_URL is not set" in told(tmp_path)
+    finally:
+        reconcile(())
+        found = ask(lambda client: client.read_deployment_by_name("resume/run"))
+        ask(lambda client: client.delete_deployment(found.id))
 
 
 def test_without_an_address_it_says_how_to_get_one() -> None:

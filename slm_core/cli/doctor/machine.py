@@ -50,16 +50,17 @@ def packages(_: Settings) -> Answer:
     constraints = PROJECT / "constraints.txt"
     if not constraints.is_file():
         return warned(f"No constraints.txt beside the code; {len(installed)} packages unchecked.")
-    pinned = [line.split("==") for line in constraints.read_text().splitlines() if "==" in line]
+    lines = [line.split("==") for line in constraints.read_text().splitlines() if "==" in line]
+    pinned = [(name, version) for name, version in lines if _plain(name) in installed]
     others = [
         f"{name} {installed[_plain(name)]} (pinned {version})"
         for name, version in pinned
-        if _plain(name) in installed and installed[_plain(name)].partition("+")[0] != version
+        if installed[_plain(name)].partition("+")[0] != version
     ]
     prefect = installed.get("prefect", "not installed")
     if others:
         shown = ", ".join(others[:_SHOWN]) + (" ..." if len(others) > _SHOWN else "")
-        seen = f"{len(others)} of {len(pinned)} pinned packages have other versions: {shown}."
+        seen = f"{len(others)} of {len(pinned)} packages have other versions than pinned: {shown}."
         return warned(seen, mend)
     return passed(f"{len(pinned)} packages as pinned; prefect {prefect}.")
 
@@ -159,8 +160,7 @@ def secrets(settings: Settings) -> Answer:
     files = [
         *(stack / name for name in ("state.json", "environment.sh")),
         *stack.glob("**/password"),
-        PROJECT / ".env",
-        Path.cwd() / ".env",
+        PROJECT / "docker" / ".env",
     ]
     found = list(dict.fromkeys(file for file in files if file.is_file()))
     open_to_all = [file for file in found if file.stat().st_mode & stat.S_IRWXO]

@@ -18,6 +18,7 @@ from slm_core.settings import Settings
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from slm_core.records import Claim
     from slm_core.store import Store
     from slm_core.store.engine import Database
 
@@ -189,23 +190,30 @@ def claims(settings: Settings) -> Answer:
             return unknown(_NO_STORE)
         found = store.claims.list()
         waiting = store.calls.waiting()
-    stuck = [
-        claim
-        for claim in found
-        if claim.state is ClaimState.RUNNING
-        and claim.owner
-        and (order := book.find(claim.owner)) is not None
-        and order.host == socket.gethostname()
-        and not book.at_work(order.run_id)
-    ]
-    open_states = (ClaimState.NEW, ClaimState.SUBMITTED, ClaimState.RELEASED)
     before = datetime.now(UTC) - STUCK_CLAIM
+    stuck: list[Claim] = []
+    unseen: list[Claim] = []
+    for claim in found:
+        if claim.state is not ClaimState.RUNNING:
+            continue
+        order = book.find(claim.owner) if claim.owner else None
+        if order is not None and book.at_work(order.run_id):
+            continue
+        if order is not None and order.host == socket.gethostname():
+            stuck.append(claim)
+        # Whether a run of another machine is at work cannot be seen from here.
+        elif claim.created_at < before:
+            unseen.append(claim)
+    open_states = (ClaimState.NEW, ClaimState.SUBMITTED, ClaimState.RELEASED)
     left = [c for c in found if c.state in open_states and c.created_at < before]
     mend: list[str] = []
     seen = f"{len(found)} claims, {waiting} of {settings.retrain_threshold} calls for the next"
     if stuck:
         seen += f"; {len(stuck)} held by a run that is not at work"
-        mend += [f"slm runs show {claim.owner}" for claim in stuck[:3]]
+    if unseen:
+        seen += f"; {len(unseen)} held for more than a day by a run unknown here or elsewhere"
+    if stuck or unseen:
+        mend += [f"slm runs show {claim.owner}" for claim in (*stuck, *unseen)[:3]]
         mend.append("see RUNBOOK.md#claim-stuck")
     if left:
         seen += f"; {len(left)} waiting for a run for more than a day"

@@ -116,7 +116,7 @@ def test_packages_that_differ_from_the_constraints_are_named(
     health, seen, _ = machine.packages(Settings.from_env({}))
     assert health is Health.WARN
     assert "httpx" in seen
-    assert "1 of 2" in seen
+    assert "1 of 1" in seen, "what is not installed is not counted"
 
 
 def test_a_disk_that_is_full_or_closed_fails(
@@ -132,7 +132,9 @@ def test_a_disk_that_is_full_or_closed_fails(
     assert "cannot be written" in closed.seen
 
 
-def test_secrets_that_others_can_read_fail(slm_home: Path) -> None:
+def test_secrets_that_others_can_read_fail(
+    slm_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stack = slm_home / "stack"
     stack.mkdir(parents=True)
     state = stack / "state.json"
@@ -143,6 +145,12 @@ def test_secrets_that_others_can_read_fail(slm_home: Path) -> None:
     assert health is Health.FAIL
     assert str(state) in seen
     assert mend == (f"chmod 600 {state}",)
+    state.chmod(0o600)
+    monkeypatch.setattr(machine, "PROJECT", tmp_path)
+    compose = tmp_path / "docker" / ".env"
+    compose.parent.mkdir()
+    compose.touch(mode=0o644)
+    assert str(compose) in machine.secrets(settings(slm_home)).seen
 
 
 def test_a_repository_without_flows_fails(slm_home: Path, tmp_path: Path) -> None:
@@ -249,6 +257,24 @@ def test_a_claim_of_a_crashed_run_warns(store: Store, slm_home: Path) -> None:
     health, seen, mend = records.claims(settings(slm_home))
     assert health is Health.WARN
     assert "1 held by a run that is not at work" in seen
+    assert "slm runs show run-1" in mend
+
+
+@pytest.mark.parametrize("host", ["elsewhere", None])
+def test_a_claim_held_from_elsewhere_is_told_after_a_day(
+    store: Store, slm_home: Path, monkeypatch: pytest.MonkeyPatch, host: str | None
+) -> None:
+    store.calls.add([make_call(number) for number in range(2)], lambda call: None)
+    (claim,) = store.claims.make(2)
+    store.claims.take(claim.id, "run-1")
+    if host is not None:
+        book = OrderBook(slm_home / "runs")
+        book.write(Order(run_id="run-1", flow="retrain", spec={}, host=host))
+    assert records.claims(settings(slm_home)).health is Health.PASS
+    monkeypatch.setattr(records, "STUCK_CLAIM", timedelta(0))
+    health, seen, mend = records.claims(settings(slm_home))
+    assert health is Health.WARN
+    assert "1 held for more than a day by a run unknown here or elsewhere" in seen
     assert "slm runs show run-1" in mend
 
 

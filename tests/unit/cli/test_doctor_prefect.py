@@ -19,17 +19,21 @@ import pytest
 from slm_core.cli.doctor import prefect_server as checks
 from slm_core.cli.prefect_client import PAGE, PrefectClient
 from slm_core.errors import PrefectUnavailable
-from slm_core.records import Health
+from slm_core.records import Health, RunState
 from slm_core.settings import Settings
+from slm_core.store import Store
+from slm_core.training.orders import Order, OrderBook
 
+RUN = "11111111-2222-4333-8444-555555555555"
 LONG_AGO = "2026-01-01T00:00:00+00:00"
 
 
 class FakePrefect:
-    """A server that gives ``answers[path]``: JSON, or a status code."""
+    """A server that gives ``answers[path]``: JSON, or a status code; runs by their state."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
+        self.asked: list[tuple[str, dict[str, Any]]] = []
         self.login: str | None = None
         fake = self
 
@@ -41,7 +45,11 @@ class FakePrefect:
                 self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def _answer(self, body: dict[str, Any]) -> None:
-                found = fake.answers.get(self.path.removeprefix("/api"), 404)
+                path = self.path.removeprefix("/api")
+                fake.asked.append((path, body))
+                found = fake.answers.get(path, 404)
+                if path == "/flow_runs/filter":
+                    found = [run for run in found if is_wanted(run, body["flow_runs"]["state"])]
                 if fake.login and self.headers["Authorization"] != fake.login:
                     found = 401
                 if isinstance(found, list) and "offset" in body:
@@ -65,6 +73,12 @@ class FakePrefect:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def is_wanted(run: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether a run passes Prefect's filter of states; an unknown filter is an error."""
+    keys = {"type": "state_type", "name": "state_name"}
+    return all(run[keys[key]] in wanted["any_"] for key, wanted in state.items())
 
 
 @pytest.fixture
@@ -162,21 +176,110 @@ def test_automations_that_are_missing_or_off_are_named(
     assert health is Health.FAIL
     assert ours[0]["name"] in seen
     prefect.answers["/automations/filter"] = ours
+    health, seen, mend = checks.automations(settings)
+    assert health is Health.WARN
+    assert "none tells anybody" in seen
+    assert mend == ("SLM_NOTIFY_URL=ADDRESS make deploy",)
+    news = {"name": "slm: notify, run failed", "enabled": True}
+    prefect.answers["/automations/filter"] = [*ours, news]
     assert checks.automations(settings).health is Health.PASS
     ours[0]["enabled"] = False
+    prefect.answers["/automations/filter"] = [*ours, news]
     health, _, mend = checks.automations(settings)
     assert health is Health.WARN
     assert mend == (f"prefect automation resume '{ours[0]['name']}'",)
 
 
+def flow_run(name: str, type: str, state: str, pool: str = "gpu") -> dict[str, Any]:
+    return {
+        "id": RUN,
+        "name": name,
+        "deployment_id": "d-1",
+        "state_type": type,
+        "state_name": state,
+        "work_pool_name": pool,
+    }
+
+
+AHEAD = flow_run("tomorrow", "SCHEDULED", "Scheduled")
+LATE = flow_run("slow-hare", "SCHEDULED", "Late")
+AT_WORK = flow_run("fast-owl", "RUNNING", "Running")
+
+
 def test_a_scheduler_that_makes_no_runs_fails(prefect: FakePrefect, settings: Settings) -> None:
-    prefect.answers |= {"/deployments/filter": [deployment()], "/flow_runs/filter": []}
+    prefect.answers |= {"/deployments/filter": [deployment()], "/flow_runs/filter": [AT_WORK]}
     health, seen, _ = checks.scheduler(settings)
     assert health is Health.FAIL
     assert "the scheduler does not work" in seen
-    prefect.answers["/flow_runs/filter"] = [{"deployment_id": "d-1", "name": "slow-hare"}]
-    late = checks.scheduler(settings)
-    assert "slow-hare" in late.seen, "this server calls every run late"
+    prefect.answers["/flow_runs/filter"] = [AHEAD]
+    assert checks.scheduler(settings).health is Health.PASS
+
+
+def test_late_runs_fail_unless_they_wait_behind_others(
+    prefect: FakePrefect, settings: Settings
+) -> None:
+    prefect.answers |= {
+        "/deployments/filter": [deployment()],
+        "/work_pools/gpu/workers/filter": [{"name": "w", "status": "ONLINE"}],
+        "/flow_runs/filter": [AHEAD, LATE, AT_WORK],
+    }
+    health, seen, _ = checks.scheduler(settings)
+    assert health is Health.PASS
+    assert "1 wait behind others" in seen
+    nobody = [AHEAD, LATE, flow_run("fast-owl", "RUNNING", "Running", pool="cpu")]
+    prefect.answers["/flow_runs/filter"] = nobody
+    stuck = checks.scheduler(settings)
+    assert stuck.health is Health.FAIL
+    assert "slow-hare" in stuck.seen
+    prefect.answers["/flow_runs/filter"] = [AHEAD, LATE, AT_WORK]
+    prefect.answers["/work_pools/gpu/workers/filter"] = [{"name": "w", "status": "OFFLINE"}]
+    assert checks.scheduler(settings).health is Health.FAIL
+
+
+@pytest.mark.parametrize(("run_count", "retries"), [(3, 0), (1, 4)])
+def test_a_person_may_go_on_however_often_it_was_begun(
+    prefect: FakePrefect,
+    slm_home: Path,
+    slm: Any,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    run_count: int,
+    retries: int,
+) -> None:
+    """Counted as `resume/run` counts, or that would give the run up."""
+    order = Order(run_id=RUN, flow="train", spec={}, state=RunState.FAILED, flow_run_id=RUN)
+    OrderBook(slm_home / "runs").write(order)
+    properties = {"run_id": {}, "host_is_dead": {}, "max_attempts": {}}
+    prefect.answers |= {
+        "/deployments/name/resume/run": {
+            "id": "d-9",
+            "parameter_openapi_schema": {"properties": properties},
+        },
+        f"/flow_runs/{RUN}": flow_run("owl", "FAILED", "Failed") | {"run_count": run_count},
+        f"/flow_run_states/?flow_run_id={RUN}": [{"name": "Failed"}]
+        + [{"name": "AwaitingRetry"}] * retries,
+        "/deployments/d-9/create_flow_run": {"id": "f-1", "name": "resuming-owl"},
+    }
+    monkeypatch.setenv("PREFECT_API_URL", prefect.url)
+    slm("runs", "resume", RUN)
+    (sent,) = [body for path, body in prefect.asked if path.endswith("create_flow_run")]
+    assert sent["parameters"]["max_attempts"] == max(run_count, 1 + retries) + 1
+
+
+def test_an_evaluation_that_has_not_ended_is_not_begun_again(
+    prefect: FakePrefect, slm_home: Path, slm: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (slm_home / "runs" / RUN / "evaluation").mkdir(parents=True)
+    prefect.answers[f"/flow_runs/{RUN}/set_state"] = {"status": "ACCEPT"}
+    monkeypatch.setenv("PREFECT_API_URL", prefect.url)
+    assert "knows no run" in slm.refused("runs", "resume", RUN)
+    for run in (AT_WORK, LATE, flow_run("owl", "COMPLETED", "Completed")):
+        prefect.answers[f"/flow_runs/{RUN}"] = run
+        assert f"is {run['state_name']} in Prefect" in slm.refused("runs", "resume", RUN)
+    assert not [path for path, _ in prefect.asked if path.endswith("set_state")]
+    prefect.answers[f"/flow_runs/{RUN}"] = flow_run("owl", "CRASHED", "Crashed")
+    slm("runs", "resume", RUN)
+    assert prefect.asked[-1][0].endswith("set_state")
 
 
 def test_the_client_logs_in_and_pages(prefect: FakePrefect) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from slm_core.errors import StackError
+from slm_core.local_stack import LocalStack
 from slm_core.local_stack.ports import free_port, is_free
 from slm_core.local_stack.processes import ProcessId
 from slm_core.local_stack.state import StackState
+from slm_core.settings import Settings
 
 
 def test_the_state_comes_back_as_it_was_saved_and_is_private(tmp_path: Path) -> None:
@@ -29,6 +31,35 @@ def test_a_stack_that_never_ran_has_an_empty_state_and_a_fresh_key(tmp_path: Pat
     first, second = (StackState.load(tmp_path / "state.json") for _ in range(2))
     assert first.processes == {}
     assert first.teacher_key != second.teacher_key
+
+
+def test_a_new_address_for_news_is_deployed_and_a_shell_without_one_asks_for_nothing(
+    tmp_path: Path,
+) -> None:
+    state = StackState()
+    assert not state.is_deployed("code", None)
+    state.note_deployed("code", None)
+    assert state.is_deployed("code", None)
+    assert not state.is_deployed("code", "https://hooks.example/secret")
+    state.note_deployed("code", "https://hooks.example/secret")
+    assert state.is_deployed("code", None)
+    assert state.is_deployed("code", "https://hooks.example/secret")
+    assert not state.is_deployed("code", "https://hooks.example/other")
+    assert not state.is_deployed("newer code", None)
+    state.save(tmp_path / "state.json")
+    assert "secret" not in (tmp_path / "state.json").read_text()
+
+
+def test_no_stand_in_takes_the_place_of_a_teacher(tmp_path: Path) -> None:
+    file = tmp_path / "stack" / "state.json"
+    StackState(own_teacher=True).save(file)
+    bare = LocalStack(Settings.from_env({"SLM_HOME": str(tmp_path)}), tmp_path)
+    with pytest.raises(StackError, match="SLM_TEACHER_MODEL=nano-teacher make up"):
+        bare.up()
+    bare.down()
+    with pytest.raises(StackError, match="this shell names none"):
+        bare.up()
+    assert bare.status() == []
 
 
 def test_the_preferred_port_is_taken_only_when_nobody_listens_there() -> None:

@@ -92,6 +92,11 @@ NEEDS = {
         "store": claim(ClaimState.RUNNING, ago(days=9), "run-1"),
         "runs": (run(moved_at=ago(days=4)),),
     },
+    "claim-stuck   ": {"store": claim(ClaimState.RUNNING, ago(hours=27), "run-elsewhere")},
+    "claim-stuck    ": {
+        "store": claim(ClaimState.RUNNING, ago(days=2), "run-1"),
+        "runs": (run(host="gpu-2", moved_at=ago(hours=27)),),
+    },
     "gpu-sick": {"gpus": gpus(Health.FAIL)},
     "gpu-sick ": {"reboot_due": "the driver met a fatal error"},
     "promotion-waiting": {
@@ -111,6 +116,14 @@ NEEDS = {
         ),
     },
     "no-worker": {"operations": operations(pools=(PoolNow(name="gpu", online=0, late=2),))},
+    "no-worker ": {
+        "operations": operations(pools=(PoolNow(name="gpu", online=1, late=2, paused=True),))
+    },
+    "no-worker  ": {
+        "operations": operations(
+            pools=(PoolNow(name="gpu", online=1, late=2, paused_queues=("gpu",)),)
+        )
+    },
     "disk-full": {"disk": Disk(path="/data", free_bytes=4 * GIB, total_bytes=100 * GIB)},
     "disk-full ": {"disk": Disk(path="/data", free_bytes=20 * GIB, total_bytes=1000 * GIB)},
     "store-down": {"store": None, "store_problem": "It does not answer."},
@@ -141,7 +154,18 @@ WELL = {
     "a run stopped long ago": {"runs": (run(moved_at=ago(days=4)),)},
     "a claim was made just now": {"store": claim(ClaimState.NEW, ago(minutes=5))},
     "a claim waits for the night": {"store": claim(ClaimState.RELEASED, ago(hours=20))},
-    "a claim is held": {"store": claim(ClaimState.RUNNING, ago(days=9), "run-elsewhere")},
+    "a claim is held": {"store": claim(ClaimState.RUNNING, ago(hours=20), "run-elsewhere")},
+    "a claim is worked on": {
+        "store": claim(ClaimState.RUNNING, ago(days=9), "run-1"),
+        "runs": (run(at_work=True, moved_at=ago(days=2)),),
+    },
+    "a claim is worked on elsewhere": {
+        "store": claim(ClaimState.RUNNING, ago(days=9), "run-1"),
+        "runs": (run(host="gpu-2", moved_at=ago(hours=1)),),
+    },
+    "a pool rests and nobody waits": {
+        "operations": operations(pools=(PoolNow(name="gpu", online=1, late=0, paused=True),))
+    },
     "a GPU is warm": {"gpus": gpus(Health.WARN)},
     "a busy pool": {"operations": operations(pools=(PoolNow(name="gpu", online=1, late=9),))},
 }
