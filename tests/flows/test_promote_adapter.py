@@ -17,7 +17,12 @@ from uuid import UUID
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
@@ -41,8 +46,13 @@ AGENTS = ("desk", "intake")
 
 
 @pytest.fixture(scope="module")
-def deployment_id(prefect_server: None) -> UUID:
-    return promote_adapter.to_deployment(name="adapter").apply()
+def deployment_id(prefect_server: None) -> Iterator[UUID]:
+    found = promote_adapter.to_deployment(name="adapter").apply()
+    yield found
+    with get_client(sync_client=True) as client:  # the server is that of other tests too
+        ours = DeploymentFilter(id=DeploymentFilterId(any_=[found]))
+        for run in client.read_flow_runs(deployment_filter=ours):
+            client.delete_flow_run(run.id)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_a_full_spool_drops_and_counts_and_recovers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = make(tmp_path, spool_bytes=40_000)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="slm_core"):
         kept = fill(spool)
         for _ in range(50):
             with pytest.raises(NotStored, match="spool is full"):
