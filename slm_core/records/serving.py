@@ -148,7 +148,7 @@ class TrafficOutcome(StrEnum):
     UNSUPPORTED = "unsupported"
     """The request asks for what a greedy local model cannot honour."""
     INCOMPARABLE = "incomparable"
-    """In the shadow: the answer that was given is not in the exact format either."""
+    """In the shadow: neither answer is in the format, or none was given."""
     SKIPPED = "skipped"
     """In the shadow: not asked, because too many wait or a caller needs the model."""
 
