@@ -46,9 +46,11 @@ def downgrade(
     to: Annotated[str, typer.Option(help="Revision to go back to, such as 0001.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Take the tables back to an older revision, with all data, for an older SLM Swap.
+    """Take the tables back to an older revision, for an older SLM Swap.
 
-    Stop every worker first: any command of this version brings the store forward again.
+    All data goes along, but for what the older revision has no place for: 0002 does not know by
+    what share and limits a canary was approved, or by which flow run. It refuses to drop
+    approvals, counts of traffic, or calls whose texts were pruned. Stop every worker first: any command of this version brings the store forward again.
     """
     typer.echo(
         "Back up the store first (a copy of the file after `make down`, or pg_dump). Then stop "
