@@ -125,7 +125,7 @@ class Engine:
             raise event.error
 
     def keep(self, sources: Sequence[ModelSource]) -> None:
-        """Have every process that replaces a dead one load ``sources`` before it takes requests.
+        """Have every process load ``sources``: one that has nothing to do, or replaces a dead one.
 
         Otherwise each request would start the loading, give up waiting for it, and in the end
         have the process killed that was about to finish it. No more are loaded than fit.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
+import shutil
 import signal
 import sys
 import time
@@ -129,3 +131,26 @@ def test_a_broken_model_stops_the_start_and_leaves_no_process() -> None:
     with pytest.raises(ModelError, match="/nowhere"):
         engine.start([ModelSource("/nowhere")])
     assert engine.pids == ()
+
+
+def test_an_idle_process_loads_what_another_has_proved(
+    sources: list[ModelSource], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    copy = Path(shutil.copytree(sources[0].model_path, tmp_path / "copy"))
+    source = ModelSource(str(copy))
+    engine = Engine(workers=2, models_per_worker=1, device="cpu")
+    engine.start([])
+    try:
+        engine.load(source, 60)
+        engine.keep([source])
+        deadline = time.monotonic() + 60
+        while "worker loaded ahead" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        copy.rename(tmp_path / "gone")
+        asked = [submit(engine, source, max_tokens=200)[1] for _ in range(4)]
+        assert [type(one.end()) for one in asked] == [Done] * 4
+        assert caplog.text.count("worker loaded ahead") == 1
+    finally:
+        engine.close()
