@@ -50,7 +50,9 @@ def downgrade(
 
     All data goes along, but for what the older revision has no place for: 0002 does not know by
     what share and limits a canary was approved, or by which flow run. It refuses to drop
-    approvals, counts of traffic, or calls whose texts were pruned. Stop every worker first: any command of this version brings the store forward again.
+    approvals, counts of traffic, or calls whose texts were pruned.
+
+    Stop every worker first: any command of this version brings the store forward again.
     """
     typer.echo(
         "Back up the store first (a copy of the file after `make down`, or pg_dump). Then stop "
