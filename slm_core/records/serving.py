@@ -126,6 +126,8 @@ class Approval(Record):
     reason: str | None = None
     expires_at: datetime
     decided_at: datetime | None = None
+    refused: str | None = None
+    """What the traffic said against it when it was to be carried out; those moves were not made."""
     created_at: datetime = Field(default_factory=utc_now)
 
 
