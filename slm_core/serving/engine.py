@@ -139,11 +139,6 @@ class Engine:
         ready = sum(worker.ready for worker in self._workers)
         return Health(len(self._workers), ready, self._jobs.qsize())
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """Process ids of the workers that run at present."""
-        return tuple(worker.pid for worker in self._workers if worker.pid is not None)
-
     def close(self) -> None:
         """End all processes; requests still waiting fail."""
         self._closing.set()
