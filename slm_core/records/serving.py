@@ -127,7 +127,8 @@ class Approval(Record):
     expires_at: datetime
     decided_at: datetime | None = None
     refused: str | None = None
-    """What the traffic said against it when it was to be carried out; those moves were not made then."""
+    """What the traffic said against it when it was to be carried out; then those moves were not
+    made."""
     created_at: datetime = Field(default_factory=utc_now)
 
 
