@@ -96,19 +96,22 @@ def promote(
 
     Typing it is the approval: after a decision of SUCCESS an adapter goes live at once.
     Any other needs --override, and goes by way of shadow and canary. So does one that is on
-    this way already, and its traffic must bear the next step out.
+    this way already, and its traffic must bear the next step out: by the limits that a canary was
+    given, or those of the retraining's plan.
     """
-    from slm_core.records import TrafficLimits
-    from slm_core.serving import evidence_for, require_evidence
+    from slm_core.presets import RETRAIN_PRESETS
+    from slm_core.serving import evidence_for, limits_of, require_evidence
     from slm_core.serving import promote as promote_adapter
 
     with opened_store(load_settings()) as store:
         adapter = store.adapters.get(adapter_id)
         decisions = store.decisions.of_adapter(adapter_id)
         now = store.routes.find(agent, track, adapter_id)
+        limits = limits_of(store, now) if now is not None and now.stage is Stage.CANARY else None
+        limits = limits or RETRAIN_PRESETS["nano"].promotion.limits
         steps = {Stage.SHADOW, Stage.CANARY} - {to}
         if now is not None and now.stage in steps and override is None:
-            require_evidence(now, to, evidence_for(store, now, to, TrafficLimits()))
+            require_evidence(now, to, evidence_for(store, now, to, limits))
         route = promote_adapter(
             store,
             adapter=adapter,
@@ -121,6 +124,7 @@ def promote(
             auto_approve=True,
             override_reason=override,
             share=share if to is Stage.CANARY else None,
+            limits=limits,
         )
         if not store.calls.stats(agent):
             warn(f"No call of agent {agent!r} was ever captured; is the name right?")

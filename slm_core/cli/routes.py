@@ -91,7 +91,7 @@ def approvals(as_json: JsonFlag = False) -> None:
                 ", ".join(f"{m.agent_name}/{m.track} → {m.to_stage}" for m in one.moves),
                 one.state,
                 one.who or f"until {moment(one.expires_at)}",
-                one.reason or "",
+                one.refused or one.reason or "",
             )
             for one in found
         ),

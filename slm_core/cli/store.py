@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from slm_core.cli.opening import load_settings, opened_store
-from slm_core.cli.terminal import JsonFlag, progress, show_json, show_table
+from slm_core.cli.terminal import JsonFlag, moment, progress, show_json, show_table
 from slm_core.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="The database of all records.")
@@ -46,7 +46,11 @@ def downgrade(
     to: Annotated[str, typer.Option(help="Revision to go back to, such as 0001.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Take the tables back to an older revision, with all data, for an older SLM Swap.
+    """Take the tables back to an older revision, for an older SLM Swap.
+
+    All data goes along, but for what the older revision has no place for: 0002 does not know by
+    what share and limits a canary was approved, or by which flow run. It refuses to drop
+    approvals, counts of traffic, or calls whose texts were pruned.
 
     Stop every worker first: any command of this version brings the store forward again.
     """
@@ -70,6 +74,7 @@ def prune(
     if month is None:
         raise ConfigError(f"--before takes a month such as 2026-09, not {before!r}.")
     with opened_store(load_settings()) as store, progress("Pruning"):
+        earlier = store.calls.prunings()
         done = store.calls.prune(int(month[1] + month[2]))
     if as_json:
         show_json([one._asdict() for one in done])
@@ -79,6 +84,9 @@ def prune(
         ((f"{m // 100}-{m % 100:02}", f"{pruned:,}", f"{kept:,}") for m, kept, pruned, _ in done),
         empty=f"No call before {before} has texts that nothing needs.",
     )
+    if earlier:
+        taken = sum(one.pruned for one in earlier)
+        typer.echo(f"Pruned earlier: {taken:,} calls, last on {moment(earlier[-1].created_at)}.")
 
 
 def _migrate(to: str, *, create: bool) -> None:

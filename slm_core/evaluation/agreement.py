@@ -1,6 +1,9 @@
 """Do two answers to one question make the same calls?
 
 The scorer of the evaluation, with the answer that was given in the place of the right one.
+What was given is read leniently on the track ``structured``: a fence around its JSON is no call
+of another kind. On ``toolcall`` a teacher may also just speak, and then an example of a call in
+its prose is no call, so it is read strictly.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ def compare_answers(
     other: str,
     finish_reason: str | None = None,
 ) -> TrafficOutcome:
-    """Compare ``other`` with the answer that was ``given``, both read strictly.
+    """Compare ``other``, read strictly, with the answer that was ``given``.
+
+    A call or refusal where plain text was given disagrees. Nothing is said about an answer in no
+    format where none was given in one, nor where nothing was given at all.
 
     Args:
         track: format of both.
@@ -26,9 +32,11 @@ def compare_answers(
         other: what another model said.
         finish_reason: why ``other`` ended.
     """
-    gold = parse_output(given, track)
+    gold = parse_output(given, track, view="lenient" if track == "structured" else "strict")
     if not gold.parsed:
-        return TrafficOutcome.INCOMPARABLE
+        said = parse_output(other, track, finish_reason=finish_reason)
+        spoke = bool(given.strip())
+        return TrafficOutcome.DISAGREED if spoke and said.parsed else TrafficOutcome.INCOMPARABLE
     example = Example(
         id="",
         track=track,

@@ -126,6 +126,9 @@ class Approval(Record):
     reason: str | None = None
     expires_at: datetime
     decided_at: datetime | None = None
+    refused: str | None = None
+    """What the traffic said against it when it was to be carried out; then those moves were not
+    made."""
     created_at: datetime = Field(default_factory=utc_now)
 
 
@@ -148,7 +151,7 @@ class TrafficOutcome(StrEnum):
     UNSUPPORTED = "unsupported"
     """The request asks for what a greedy local model cannot honour."""
     INCOMPARABLE = "incomparable"
-    """In the shadow: the answer that was given is not in the exact format either."""
+    """In the shadow: neither answer is in the format, or none was given."""
     SKIPPED = "skipped"
     """In the shadow: not asked, because too many wait or a caller needs the model."""
 

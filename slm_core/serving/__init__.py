@@ -1,7 +1,7 @@
 """Serving: which model answers, who lets it, and a server that does."""
 
 from slm_core.serving.approval import carry_out, needs_person, request_approval
-from slm_core.serving.evidence import evidence_for, guard_routes, require_evidence
+from slm_core.serving.evidence import evidence_for, guard_routes, limits_of, require_evidence
 from slm_core.serving.promotion import promote, roll_back
 from slm_core.serving.router import Answer, Router, ask
 from slm_core.serving.server import serve
@@ -17,6 +17,7 @@ __all__ = [
     "carry_out",
     "evidence_for",
     "guard_routes",
+    "limits_of",
     "needs_person",
     "promote",
     "request_approval",

@@ -24,7 +24,7 @@ from slm_core.records import (
     content_id,
     utc_now,
 )
-from slm_core.serving.evidence import evidence_for, require_evidence
+from slm_core.serving.evidence import evidence_for, refuse_weak, require_evidence
 from slm_core.serving.promotion import (
     LEGAL_MOVES,
     check_decision,
@@ -106,15 +106,18 @@ def needs_person(approval: Approval) -> bool:
 def carry_out(store: Store, approval: Approval) -> list[Route]:
     """Make the moves of an approved request; those made before stay. Return the routes.
 
+    A person may take days to answer, so the traffic is looked at once more. What it refuses is
+    noted in the request.
+
     Raises:
-        IllegalPromotion: the request was not approved.
-        StoreError: a route, or who is live, has changed since the request was made. The
-            moves that were still possible are made.
+        IllegalPromotion: the request was not approved, or the traffic now fails a gate. The
+            moves that were still possible are made; so they are before a StoreError.
+        StoreError: a route, or who is live, has changed since the request was made.
     """
     if approval.state is not ApprovalState.APPROVED:
         raise IllegalPromotion(f"Request {approval.id} is {approval.state}, not approved.")
     routes: list[Route] = []
-    overtaken: list[StoreError] = []
+    problems: list[StoreError | IllegalPromotion] = []
     for move in approval.moves:
         seen = None
         if move.from_stage is not None and move.version is not None:
@@ -126,6 +129,7 @@ def carry_out(store: Store, approval: Approval) -> list[Route]:
                 version=move.version,
             )
         try:
+            _look_again(store, approval, move)
             route = move_route(
                 store,
                 seen,
@@ -141,19 +145,33 @@ def carry_out(store: Store, approval: Approval) -> list[Route]:
                 limits=approval.limits,
                 run_id=approval.run_id,
             )
-        except StoreError as error:
+        except (StoreError, IllegalPromotion) as error:
             if error.retryable:
                 raise
-            overtaken.append(error)
+            problems.append(error)
         else:
             routes.append(route)
-    if overtaken:
-        raise StoreError(
-            f"{len(overtaken)} of {len(approval.moves)} moves of request {approval.id} were not "
-            f"made: {overtaken[0].message}",
+    refusals = [error for error in problems if isinstance(error, IllegalPromotion)]
+    if refusals:
+        said = " ".join(error.message for error in refusals)
+        store.approvals.note_refusal(approval.id, said)
+    if problems:
+        first = (refusals or problems)[0]
+        raise type(first)(
+            f"{len(problems)} of {len(approval.moves)} moves of request {approval.id} were not "
+            f"made: {first.message}",
             moved=[f"{route.agent_name}/{route.track}" for route in routes],
         )
     return routes
+
+
+def _look_again(store: Store, approval: Approval, move: PlannedMove) -> None:
+    """Refuse a move that is still to be made, if the traffic has turned against it."""
+    route = store.routes.find(move.agent_name, move.track, approval.adapter_id)
+    another_share = move.from_stage is move.to_stage is Stage.CANARY  # no further step
+    if route is not None and route.version == move.version and not another_share:
+        gates = evidence_for(store, route, move.to_stage, approval.limits)
+        refuse_weak(route, move.to_stage, gates)
 
 
 def _newest_candidate(store: Store) -> Adapter:

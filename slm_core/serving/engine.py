@@ -125,7 +125,7 @@ class Engine:
             raise event.error
 
     def keep(self, sources: Sequence[ModelSource]) -> None:
-        """Have every process that replaces a dead one load ``sources`` before it takes requests.
+        """Have every process load ``sources``: one that has nothing to do, or replaces a dead one.
 
         Otherwise each request would start the loading, give up waiting for it, and in the end
         have the process killed that was about to finish it. No more are loaded than fit.
@@ -138,11 +138,6 @@ class Engine:
         """Return how many workers are ready and how many requests wait."""
         ready = sum(worker.ready for worker in self._workers)
         return Health(len(self._workers), ready, self._jobs.qsize())
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """Process ids of the workers that run at present."""
-        return tuple(worker.pid for worker in self._workers if worker.pid is not None)
 
     def close(self) -> None:
         """End all processes; requests still waiting fail."""

@@ -80,6 +80,22 @@ def require_evidence(route: Route | None, to_stage: Stage, gates: tuple[GateResu
         )
 
 
+def refuse_weak(route: Route, to_stage: Stage, gates: tuple[GateResult, ...]) -> None:
+    """Refuse a step that was approved, if the traffic has turned against it since.
+
+    Raises:
+        IllegalPromotion: a gate failed.
+    """
+    weak = [f"{gate.gate}, {gate.reason}" for gate in gates if gate.verdict == "fail"]
+    if weak:
+        raise IllegalPromotion(
+            f"{route.adapter_id} may no longer go from {route.stage} to {to_stage} for "
+            f"{route.agent_name}/{route.track}: since it was asked for, its traffic fails "
+            + "; ".join(weak)
+            + ". Ask again when the traffic is better, or retire the adapter."
+        )
+
+
 def fall_back_gate(
     route: Route, counts: Counts, role: TrafficRole, limits: TrafficLimits, least: int
 ) -> GateResult:
@@ -104,13 +120,16 @@ def guard_routes(store: Store, now: datetime | None = None) -> list[Route]:
 
     By the limits that its approval named, over the window that they name. The interval as a
     whole must lie beyond the limit, so a few unlucky answers take nothing back.
+
+    Raises:
+        StoreUnavailable: the database did not answer; those taken back before stay so.
     """
     now = now or utc_now()
     moved: list[Route] = []
     for route in store.routes.list():
         if route.stage is not Stage.CANARY:
             continue
-        limits = _limits_of(store, route)
+        limits = limits_of(store, route) or TrafficLimits()
         counts = store.traffic.totals(
             route, version=route.version, since=now - timedelta(minutes=limits.guard_minutes)
         )
@@ -122,17 +141,20 @@ def guard_routes(store: Store, now: datetime | None = None) -> list[Route]:
         if weak:
             try:
                 moved.append(step_back(store, route, who=GUARD, reason="; ".join(weak)))
-            except StoreError:
+            except StoreError as error:
+                if error.retryable:
+                    raise
                 continue  # moved by somebody else in this moment
             log.warning("canary taken back route=%s/%s", route.agent_name, route.track)
     return moved
 
 
-def _limits_of(store: Store, route: Route) -> TrafficLimits:
+def limits_of(store: Store, route: Route) -> TrafficLimits | None:
+    """Return by what a canary is judged since its last move; None where nobody named limits."""
     for move in reversed(store.routes.history(route.agent_name, route.track)):
         if move.adapter_id == route.adapter_id and move.to_stage is Stage.CANARY:
-            return move.limits or TrafficLimits()
-    return TrafficLimits()
+            return move.limits
+    return None
 
 
 def _at_most(

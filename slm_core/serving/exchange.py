@@ -57,11 +57,16 @@ Record = Callable[[Exchange], None]
 
 
 def conversation_of(messages: Sequence[Any]) -> str:
-    """Return an id for a conversation that names none: by its beginning, which never changes."""
+    """Return an id for a conversation that names none: by its beginning, which never changes.
+
+    Instructions are left out: many carry the time of day.
+    """
     beginning: list[Any] = []
     for turn in messages:
-        beginning.append(turn)
-        if isinstance(turn, Mapping) and turn.get("role") == "user":
+        role = turn.get("role") if isinstance(turn, Mapping) else None
+        if role not in ("system", "developer"):
+            beginning.append(turn)
+        if role == "user":
             break
     return "began-" + sha256_hex(json.dumps(beginning, sort_keys=True))[:16]
 
@@ -70,7 +75,8 @@ def answer_text(message: Mapping[str, Any]) -> str:
     """Return an assistant's turn as text; native tool calls in the ``toolcall`` format."""
     calls = message.get("tool_calls") or ()
     if not calls:
-        return message.get("content") or ""
+        content = message.get("content")
+        return content if isinstance(content, str) else ""
     try:
         uses = [
             ToolUse(
@@ -81,7 +87,7 @@ def answer_text(message: Mapping[str, Any]) -> str:
         ]
         return render_completion("toolcall", uses)
     except (KeyError, TypeError, ValueError, RecursionError):
-        return json.dumps(list(calls))  # in no format, and so compared with nothing
+        return ""  # calls that cannot be read are compared with nothing
 
 
 def student_exchange(

@@ -27,6 +27,7 @@ from slm_core.backends.base import Completion, Request
 from slm_core.errors import BadRequest, Overloaded
 from slm_core.prompting.parse import parse_output
 from slm_core.records import TRACKS, Stage, TrafficOutcome
+from slm_core.records.capture import STUDENT_FINGERPRINT
 from slm_core.serving import wire_answer
 from slm_core.serving.chat import Limits, Pending, Refusal, json_response, read_bytes
 from slm_core.serving.engine import Engine
@@ -195,10 +196,12 @@ class Gateway:
             choice = completion["choices"][0]
             message = choice["message"]
             usage = completion.get("usage") or {}
+            fingerprint = str(completion.get("system_fingerprint") or "")
             exchange = Exchange(
                 question,
-                str(completion.get("model")),
-                "llm",
+                str(completion["model"]),
+                # Behind one gateway there may be another, or a server of ours.
+                "slm" if fingerprint.startswith(STUDENT_FINGERPRINT) else "llm",
                 message,
                 choice.get("finish_reason"),
                 usage.get("prompt_tokens"),
@@ -261,6 +264,8 @@ def _object(raw: bytes) -> dict[str, Any]:
         wire = json.loads(raw)
     except ValueError as error:
         raise Refusal(400, f"The request is not JSON: {error}") from error
+    except RecursionError as error:
+        raise Refusal(400, "The request is nested too deeply.") from error
     if not isinstance(wire, dict):
         raise Refusal(400, "The request is not a JSON object.")
     return wire

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from slm_core.errors import BackendUnavailable, SlmError
-from slm_core.serving.messages import Cancel, Delta, Done, Event, Failed, Load, Run
+from slm_core.serving.messages import Cancel, Delta, Done, Event, Failed, Load, ModelSource, Run
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ class WorkerKeeper:
     ) -> None:
         """Prepare the thread; ``command`` is the end of the worker's command line."""
         self.preload: tuple[Load, ...] = ()
-        """Models that every new process loads before it takes a request."""
+        """Models that every new process loads before it takes a request, and a running one
+        when it has nothing to do."""
         self.ready = False
         """Whether the process can take requests."""
         self._jobs = jobs
@@ -79,6 +80,8 @@ class WorkerKeeper:
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._loaded: set[ModelSource] = set()
+        """What the process has loaded; more than it still holds, where that is too much."""
         self._started: queue.SimpleQueue[SlmError | _Died | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="slm-worker", daemon=True)
 
@@ -136,6 +139,7 @@ class WorkerKeeper:
             job = self._jobs.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             self._check_alive()
+            self._load_ahead()
             return
         if job.cancelled:
             return
@@ -154,6 +158,18 @@ class WorkerKeeper:
             job.report(Failed(BackendUnavailable(gone)))
             raise
 
+    def _load_ahead(self) -> None:
+        """Load one model that another process has proved since this one began."""
+        preload = self.preload
+        self._loaded &= {load.source for load in preload}
+        for load in preload:
+            if load.source not in self._loaded:
+                events: list[Event] = []
+                self._exchange(Job(load, events.append))
+                self._loaded.add(load.source)  # one that fails is not tried at every look
+                log.info("worker loaded ahead pid=%s outcome=%s", self.pid, events[-1])
+                return
+
     def _exchange(self, job: Job) -> None:
         """Have the process do ``job``, passing on what it says."""
         job.begin()
@@ -163,6 +179,8 @@ class WorkerKeeper:
             event = self._receive(_POLL_SECONDS)
             if event is not None:
                 job.report(event)
+                if isinstance(event, Done):
+                    self._loaded.add(job.message.source)
                 if not isinstance(event, Delta):
                     return
             if job.cancelled and deadline is None:
@@ -189,6 +207,7 @@ class WorkerKeeper:
                 )
             except OSError as error:
                 raise _Died(f"could not be started: {error}") from error
+        self._loaded.clear()
         for load in self.preload:
             self._send(load)
             while (event := self._receive(_IDLE_SECONDS)) is None:
@@ -198,6 +217,7 @@ class WorkerKeeper:
                 if strict:
                     raise event.error
                 log.error("model cannot be loaded again: %s", event.error)
+            self._loaded.add(load.source)
         self.ready = True
         log.info("worker ready pid=%d", self._process.pid)
 

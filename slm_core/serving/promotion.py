@@ -55,6 +55,7 @@ def promote(
     auto_approve: bool = False,
     override_reason: str | None = None,
     share: float | None = None,
+    limits: TrafficLimits | None = None,
 ) -> Route:
     """Move ``adapter`` to ``to_stage`` for one agent and track; return its route.
 
@@ -73,6 +74,7 @@ def promote(
         auto_approve: somebody declared that a SUCCESS may go live without the steps between.
         override_reason: why to go on although the decision is not SUCCESS.
         share: part of the conversations that a canary answers.
+        limits: by what its traffic is judged from then on; None takes the usual ones.
 
     Raises:
         IllegalPromotion: the move is not legal, or the decision does not allow it.
@@ -108,6 +110,7 @@ def promote(
         who=who,
         reason=reason,
         share=share,
+        limits=limits,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from slm_core.backends.base import Completion, Request
@@ -177,24 +177,45 @@ class LiveModels:
         self._thread.start()
 
     def refresh(self) -> None:
-        """Bring the models up to date with the routes.
+        """Bring the models up to date with the routes; return when each was proved or refused.
+
+        Loading one may take minutes, so whatever needs no loading changes first, and the routes
+        are read again after each.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
+        proved = {lane.route.adapter_id: lane.source for lane in self._lanes.values()}
+        refused: set[str] = set()
+        while not self._stop.is_set():
+            new = self._publish(proved, refused)
+            if new is None:
+                return
+            source = self._prove(route_name(new), new)
+            if source is None:
+                refused.add(new.adapter_id)
+            else:
+                proved[new.adapter_id] = source
+
+    def _publish(self, proved: Mapping[str, ModelSource], refused: Set[str]) -> Route | None:
+        """Follow the routes as far as adapters are proved; return one whose adapter is new."""
         routes = sorted(self.store.routes.list(), key=lambda route: route.updated_at)
         wanted = {(route_name(r), r.stage): r for r in routes if r.stage in self._stages}
-        proved = {lane.route.adapter_id: lane.source for lane in self._lanes.values()}
+        in_order = sorted(wanted, key=lambda key: self._stages.index(key[1]))
         lanes: dict[tuple[str, Stage], Lane] = {}
-        for (name, stage), route in wanted.items():
-            source = proved.get(route.adapter_id) or self._prove(name, route)
-            if source is not None:
-                lanes[name, stage] = Lane(route, source)
-            elif stage is Stage.LIVE and (before := self._lanes.get((name, stage))):
-                lanes[name, stage] = before
+        new: Route | None = None
+        for key in in_order:
+            route = wanted[key]
+            if (source := proved.get(route.adapter_id)) is not None:
+                lanes[key] = Lane(route, source)
+                continue
+            if route.stage is Stage.LIVE and (before := self._lanes.get(key)):
+                lanes[key] = before
+            if new is None and route.adapter_id not in refused:
+                new = route
         self._lanes = lanes
-        in_order = sorted(lanes, key=lambda key: self._stages.index(key[1]))
-        self._keep(list(dict.fromkeys(lanes[key].source for key in in_order)))
+        self._keep(list(dict.fromkeys(lane.source for lane in lanes.values())))
+        return new
 
     def _prove(self, name: str, route: Route) -> ModelSource | None:
         """Return how to load an adapter that has not been served yet; None if it cannot be."""

@@ -54,7 +54,7 @@ class Shadows:
         self._compare = compare
         self._record = record
         self._timeout_seconds = timeout_seconds
-        self._tasks: queue.Queue[ShadowTask | None] = queue.Queue(max_queue)
+        self._tasks: queue.Queue[ShadowTask] = queue.Queue(max_queue)
         self._lock = threading.Lock()
         self._asked: tuple[Job, queue.SimpleQueue[Event | None]] | None = None
         self._closing = threading.Event()
@@ -87,16 +87,13 @@ class Shadows:
             self._thread.join()
         while not self._tasks.empty():
             task = self._tasks.get_nowait()
-            if task is not None:
-                self._tally.count(task.lane.route, "shadow", TrafficOutcome.SKIPPED)
+            self._tally.count(task.lane.route, "shadow", TrafficOutcome.SKIPPED)
 
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
                 task = self._tasks.get(timeout=0.2)
             except queue.Empty:
-                continue
-            if task is None:
                 continue
             try:
                 outcome = self._compared(task)

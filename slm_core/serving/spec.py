@@ -92,7 +92,8 @@ class ServingSpec(BaseModel):
     default_max_tokens: int = Field(default=512, ge=1)
     """Longest answer of a request that names no limit."""
     request_timeout_seconds: float = Field(default=120.0, gt=0)
-    """Longest time from a request to its whole answer."""
+    """Longest time from a request to its whole answer. A gateway's teacher may take longer: it is
+    given up only when it is silent for so long, so a stream that flows has no limit."""
     load_timeout_seconds: float = Field(default=900.0, gt=0)
     """Longest time that loading an adapter of a route may take; it is tried again after."""
     shutdown_seconds: float = Field(default=30.0, ge=0)

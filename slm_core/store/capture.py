@@ -60,8 +60,9 @@ class Calls:
                 goes back.
 
         Raises:
-            StoreError: a call cannot be said in JSON, or its id is taken by a call with another
-                question or answer. ``context["call_ids"]`` names it; nothing was stored.
+            StoreError: a call cannot be said in JSON or took more than any call can, or its id is
+                taken by a call with another question or answer. ``context["call_ids"]`` names
+                it; nothing was stored.
         """
         packed = [pack(call, usable(call)) for call in calls]
         stored: list[Packed] = []

@@ -36,12 +36,16 @@ def upgrade(database: Database, *, create: bool) -> None:
 def migrate(database: Database, to: str, *, create: bool) -> str | None:
     """Bring the tables to revision ``to``, forward or back, with all data.
 
+    An older revision that has no place for some of it is refused; only the share, limits and
+    flow run of a route's moves are left behind.
+
     Returns:
         The revision that they were at; None where there were none.
 
     Raises:
         StoreUnavailable: the database does not answer or cannot be written.
-        StoreError: there is no such revision, or a newer SLM Swap made the database.
+        StoreError: there is no such revision, it has no place for what is stored, or a newer
+            SLM Swap made the database.
         RecordNotFound: ``create`` is false, and there is no store yet.
     """
     if create and database.path is not None:

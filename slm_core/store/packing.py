@@ -6,7 +6,6 @@ month.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -28,6 +27,14 @@ _PLAIN = tuple(c.name for c in _calls.c if c.name in Call.model_fields and c.nam
 """Fields of a call that are columns as they are."""
 TEXTS = ("system", "tools", "exchange")
 """The texts of a call."""
+_MOST = {
+    "seconds": 10**7,
+    "prompt_tokens": 10**9,
+    "completion_tokens": 10**9,
+    "cost_nanousd": 10**15,
+}
+"""What a call may take at most: a third of a year, and a million dollars. Hundreds of such calls
+have a sum in nanoseconds and nanodollars that 64 bits hold."""
 _BODIES = {part: schema.call_bodies.alias(part) for part in TEXTS}
 
 
@@ -49,14 +56,17 @@ def pack(call: Call, unusable: str | None) -> Packed:
     """Return ``call`` with the reason why it is not usable, if any.
 
     Raises:
-        StoreError: it cannot be said in JSON or has no time zone; the context names it.
+        StoreError: it cannot be said in JSON, has no time zone, or took more than any call
+            can; the context names it.
     """
     reason = None if unusable is None else str(unusable)
     try:
         if call.created_at.tzinfo is None:
             raise ValueError(f"created_at {call.created_at.isoformat()} has no time zone")
-        if not math.isfinite(call.seconds):
-            raise ValueError(f"it took {call.seconds} seconds, which no sum can hold")
+        for name, most in _MOST.items():
+            value = getattr(call, name)
+            if value is not None and not 0 <= value <= most:  # so is NaN
+                raise ValueError(f"{name} is {value}, and must be from 0 to {most:,}")
         parts = {part: to_json(value) for part, value in _parts(call).items()}
         row = {name: getattr(call, name) for name in _PLAIN}
         row |= {"tags": to_json(call.tags), "digest": call.digest(), "unusable": reason}

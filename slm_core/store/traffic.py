@@ -24,7 +24,11 @@ class Traffic:
         self._database = database
 
     def add(self, counts: Mapping[TrafficKey, int], now: datetime | None = None) -> None:
-        """Add ``counts`` to the present quarter of an hour."""
+        """Add ``counts`` to the present quarter of an hour.
+
+        Raises:
+            StoreUnavailable: the database did not answer; nothing was added.
+        """
         now = now or utc_now()
         since = _bucket(now)
         rows = [{**key.model_dump(), "since": since, "times": n} for key, n in counts.items() if n]
@@ -49,6 +53,9 @@ class Traffic:
             route: agent, track and adapter; of any version unless one is given.
             version: only while the route was at this one.
             since: from the quarter of an hour that holds this moment.
+
+        Raises:
+            StoreUnavailable: the database did not answer.
         """
         where = [
             _traffic.c.agent_name == route.agent_name,

@@ -16,9 +16,11 @@ WISHES = {
     "tool": "one call of the tool `book`, its arguments in two pieces when streamed",
     "broken-arguments": "the same with arguments that are not JSON",
     "student": "text, marked as a student's",
+    "nameless": "text, by a model without a name",
     "error": "HTTP 429",
     "break-off": "a stream that ends in an error event after three words",
     "cut": "a stream whose connection ends after three words",
+    "odd": "a stream with a chunk whose choices are no list",
 }
 """Any other message is answered with ``TEXT``."""
 WORDS = tuple(f"word{number} " for number in range(40))
@@ -93,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(429, "application/json", [b'{"error": {"message": "slow down"}}'])
         elif body.get("stream"):
             usage = (body.get("stream_options") or {}).get("include_usage", False)
-            self._send(200, "text/event-stream", _events(wish, usage), length=False)
+            events = _events(wish, usage, body.get("n") or 1)
+            self._send(200, "text/event-stream", events, length=False)
         else:
             self._send(200, "application/json", [json.dumps(_completion(wish, text)).encode()])
 
@@ -133,7 +136,7 @@ def _head(wish: str, kind: str) -> dict[str, Any]:
         "id": "cmpl-1",
         "object": kind,
         "created": 1,
-        "model": MODEL,
+        "model": "" if wish == "nameless" else MODEL,
         "system_fingerprint": "slm-adapter-1" if wish == "student" else "fp_1",
     }
 
@@ -150,11 +153,14 @@ def _finish(wish: str) -> str:
     return "tool_calls" if _calls_tool(wish) else "stop"
 
 
-def _events(wish: str, usage: bool) -> Iterator[bytes]:
-    # Azure begins with the verdict of its content filter, in a chunk without choices.
-    yield _event(wish, [], prompt_filter_results=[])
+def _events(wish: str, usage: bool, n: int) -> Iterator[bytes]:
+    # Azure begins with the verdict of its content filter, in a chunk without choices or model.
+    yield _event(wish, [], prompt_filter_results=[], model="")
     for delta in _deltas(wish):
-        yield _event(wish, [{"index": 0, "delta": delta, "finish_reason": None}])
+        for index in range(n):
+            yield _event(wish, [{"index": index, "delta": delta, "finish_reason": None}])
+    if wish == "odd":
+        yield b'data: {"choices": 5}\n\n'
     if wish == "break-off":
         yield b'data: {"error": {"message": "the model fell over"}}\n\n'
     if wish in ("break-off", "cut"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
+import shutil
 import signal
 import sys
 import time
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from slm_core.backends.base import Completion, Request
@@ -39,7 +42,12 @@ def engine(sources: list[ModelSource]) -> Iterator[Engine]:
     engine.start(sources[:1])
     yield engine
     engine.close()
-    assert engine.pids == ()
+    assert worker_pids() == []
+
+
+def worker_pids() -> list[int]:
+    children = psutil.Process().children()
+    return [one.pid for one in children if "slm_core.serving.worker" in one.cmdline()]
 
 
 class Listener:
@@ -110,7 +118,7 @@ def test_a_request_that_costs_two_processes_fails_and_the_engine_recovers(
 ) -> None:
     _, listener = submit(engine, sources[0], max_tokens=900, stream=True)
     assert isinstance(listener.events.get(timeout=60), Delta)
-    (pid,) = engine.pids
+    (pid,) = worker_pids()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "/bin/false")  # the next process dies at once
         os.kill(pid, signal.SIGKILL)
@@ -125,7 +133,31 @@ def test_a_request_that_costs_two_processes_fails_and_the_engine_recovers(
 
 
 def test_a_broken_model_stops_the_start_and_leaves_no_process() -> None:
+    before = worker_pids()
     engine = Engine(workers=2, device="cpu")
     with pytest.raises(ModelError, match="/nowhere"):
         engine.start([ModelSource("/nowhere")])
-    assert engine.pids == ()
+    assert worker_pids() == before
+
+
+def test_an_idle_process_loads_what_another_has_proved(
+    sources: list[ModelSource], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    copy = Path(shutil.copytree(sources[0].model_path, tmp_path / "copy"))
+    source = ModelSource(str(copy))
+    engine = Engine(workers=2, models_per_worker=1, device="cpu")
+    engine.start([])
+    try:
+        engine.load(source, 60)
+        engine.keep([source])
+        deadline = time.monotonic() + 60
+        while "worker loaded ahead" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        copy.rename(tmp_path / "gone")
+        asked = [submit(engine, source, max_tokens=200)[1] for _ in range(4)]
+        assert [type(one.end()) for one in asked] == [Done] * 4
+        assert caplog.text.count("worker loaded ahead") == 1
+    finally:
+        engine.close()

@@ -19,9 +19,21 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from slm_core.errors import StoreError
-from slm_core.records import Call, Message, Quarantined
+from slm_core.records import (
+    Approval,
+    Call,
+    Message,
+    Promotion,
+    Quarantined,
+    Stage,
+    TrafficKey,
+    TrafficLimits,
+    TrafficOutcome,
+    sha256_hex,
+)
 from slm_core.store import Store, migrate_store, open_store, schema
 from slm_core.store.claims import id_of
+from slm_core.store.encoding import from_json
 from slm_core.store.engine import Database
 from slm_core.store.packing import pack
 from slm_core.testing.records import make_call, make_dataset, make_evaluation, make_training_run
@@ -253,6 +265,72 @@ def test_no_way_back_once_texts_are_pruned(first_store: str) -> None:
     with pytest.raises(StoreError, match="10 calls have no texts any more, because they were pr"):
         migrate_store(first_store, "0001")
     assert contents(first_store) == was
+
+
+def test_moves_go_back_in_the_form_that_older_code_reads(url: str) -> None:
+    named = {"agent_name": "desk \ud83d", "track": "toolcall", "adapter_id": "adapter-1"}
+    move = Promotion(
+        id="promotion-1",
+        from_stage=None,
+        to_stage=Stage.CANARY,
+        previous_adapter_id=None,
+        decision_id="decision-1",
+        who="ann",
+        reason="æøå",
+        **named,  # type: ignore[arg-type]
+    )
+    newer = {"share": 0.2, "limits": TrafficLimits(), "run_id": "run-1"}
+    with open_store(url) as store:
+        route = store.routes.move(move.model_copy(update=newer), None)
+        store.approvals.save(
+            Approval(
+                id="approval-1",
+                run_id="run-1",
+                adapter_id="adapter-1",
+                decision_id="decision-1",
+                moves=(),
+                share=0.2,
+                limits=TrafficLimits(),
+                expires_at=END_OF_JULY,
+            )
+        )
+        key = TrafficKey(**named, version=1, role="answer", outcome=TrafficOutcome.ANSWERED)  # type: ignore[arg-type]
+        store.traffic.add({key: 3})
+    for table in ("approvals", "traffic"):
+        was = contents(url)
+        with pytest.raises(StoreError, match=f"1 rows in {table}") as caught:
+            migrate_store(url, "0001")
+        assert contents(url) == was
+        with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+            connection.execute(sa.text(caught.value.message.rpartition("for example: ")[2]))
+    migrate_store(url, "0001")
+    ((*_, sha256, record),) = contents(url)["promotions"]
+    assert sha256 == sha256_hex(record)
+    assert set(from_json(record)) == {
+        *("id", "agent_name", "track", "adapter_id", "from_stage", "to_stage"),
+        *("previous_adapter_id", "decision_id", "who", "reason", "created_at"),
+    }
+    with open_store(url) as store:
+        assert store.routes.history(move.agent_name, "toolcall") == (move,)
+        assert store.routes.list() == (route.model_copy(update={"share": None}),)
+        assert store.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("seconds", "1e300"), ("cost_nanousd", "9000000000000000000")]
+)
+def test_a_call_that_no_sum_can_hold_is_named(first_store: str, column: str, value: str) -> None:
+    with sa.create_engine(first_store, poolclass=sa.NullPool).begin() as connection:
+        where = f"id = '{CALLS[7].id}'"
+        connection.execute(sa.text(f"UPDATE calls SET {column} = {value} WHERE {where}"))
+    was = contents(first_store)
+    with pytest.raises(StoreError, match=f"1 calls, the first '{CALLS[7].id}', have {column}") as e:
+        open_store(first_store)
+    assert contents(first_store) == was
+    with sa.create_engine(first_store, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.text(e.value.message.rpartition("for example: ")[2]))
+    with open_store(first_store) as store:
+        assert store.verify() == []
 
 
 def test_an_unknown_revision_is_refused(first_store: str) -> None:

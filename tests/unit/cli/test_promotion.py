@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from slm_core.records import Adapter
+from slm_core.presets import RETRAIN_PRESETS
+from slm_core.records import Adapter, Stage, TrafficKey, TrafficLimits, TrafficOutcome
+from slm_core.serving import promote
 from slm_core.store import Store
 from slm_core.testing.records import make_adapter, make_call, make_decision
 from slm_core.testing.scores import MADE_AT
@@ -102,3 +104,37 @@ def test_the_last_decision_counts(slm: Any, store: Store, adapters: list[Adapter
     store.decisions.save(make_decision("FAILURE", **decision))
     said = slm.refused("adapters", "promote", "adapter-0", *HERE, "--reason", "it was good")
     assert "decision-again is FAILURE" in said
+
+
+def test_a_canary_goes_live_by_the_limits_that_it_was_given(
+    slm: Any, store: Store, adapters: list[Adapter]
+) -> None:
+    strict = TrafficLimits(max_disagreement=0.05)
+    for stage in (Stage.SHADOW, Stage.CANARY):
+        route = promote(
+            store,
+            adapter=adapters[0],
+            agent_name="weather-desk",
+            track="toolcall",
+            decision=make_decision(id="decision-0", adapter_id="adapter-0"),
+            who="ann",
+            reason="good",
+            to_stage=stage,
+            limits=strict,
+        )
+    key = {"agent_name": "weather-desk", "track": "toolcall", "adapter_id": "adapter-0"}
+    counts: list[tuple[Any, TrafficOutcome, int]] = [
+        ("answer", TrafficOutcome.ANSWERED, 200),
+        ("shadow", TrafficOutcome.AGREED, 180),
+        ("shadow", TrafficOutcome.DISAGREED, 20),
+    ]
+    for role, outcome, n in counts:
+        one = TrafficKey(**key, version=route.version, role=role, outcome=outcome)  # type: ignore[arg-type]
+        store.traffic.add({one: n})
+    live_now = ("adapters", "promote", "adapter-0", *HERE, "--reason", "good")
+    assert "20 of 200" in slm.refused(*live_now)
+    slm(*live_now, "--to", "canary", "--share", "0.5")
+    assert store.routes.history("weather-desk", "toolcall")[-1].limits == strict
+    slm("adapters", "promote", "adapter-1", *HERE, "--reason", "new", "--to", "shadow")
+    usual = RETRAIN_PRESETS["nano"].promotion.limits
+    assert store.routes.history("weather-desk", "toolcall")[-1].limits == usual

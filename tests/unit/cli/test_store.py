@@ -41,6 +41,8 @@ def test_a_pruning_says_what_it_took(slm: Any, store: Store) -> None:
     fill(store)
     (month,) = slm.json("store", "prune", "--before", "2026-08")
     assert (month["month"], month["kept"], month["pruned"]) == (202607, 3, 3)
-    assert "No call before 2026-08" in slm("store", "prune", "--before", "2026-08").stdout
+    again = slm("store", "prune", "--before", "2026-08").stdout
+    assert "No call before 2026-08" in again
+    assert "Pruned earlier: 3 calls, last on 20" in again
     assert "takes a month such as" in slm.refused("store", "prune", "--before", "August", status=2)
     assert "not later than the present" in slm.refused("store", "prune", "--before", "9999-01")

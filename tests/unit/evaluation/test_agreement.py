@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from slm_core.evaluation import compare_answers
-from slm_core.records import Tool, TrafficOutcome
+from slm_core.prompting.formats import NO_CALL_JSON, NO_CALL_TEXT
+from slm_core.records import Tool, Track, TrafficOutcome
 
 PAY = Tool(
     name="pay",
@@ -44,7 +45,24 @@ def test_several_calls_agree_in_any_order() -> None:
     )
 
 
-def test_an_answer_in_no_format_is_compared_with_nothing() -> None:
-    assert compare_answers("structured", (PAY,), "Of course!", GIVEN) is (
-        TrafficOutcome.INCOMPARABLE
-    )
+CALL = '<tool_call name="pay">{"sum": 5}</tool_call>'
+SPOKEN = "You could call pay, once I know the sum."
+
+
+@pytest.mark.parametrize(
+    ("track", "given", "other", "outcome"),
+    [
+        ("toolcall", SPOKEN, CALL, TrafficOutcome.DISAGREED),
+        ("toolcall", SPOKEN, NO_CALL_TEXT, TrafficOutcome.DISAGREED),
+        ("toolcall", SPOKEN, "Which sum?", TrafficOutcome.INCOMPARABLE),
+        ("toolcall", f"For example: {CALL}", CALL, TrafficOutcome.DISAGREED),
+        ("toolcall", "", CALL, TrafficOutcome.INCOMPARABLE),
+        ("structured", "Of course!", GIVEN, TrafficOutcome.DISAGREED),
+        ("structured", f"```json\n{GIVEN}\n```", GIVEN, TrafficOutcome.AGREED),
+        ("structured", f"```json\n{GIVEN}\n```", NO_CALL_JSON, TrafficOutcome.DISAGREED),
+    ],
+)
+def test_what_was_given_need_not_be_in_the_exact_format(
+    track: Track, given: str, other: str, outcome: TrafficOutcome
+) -> None:
+    assert compare_answers(track, (PAY,), given, other) is outcome

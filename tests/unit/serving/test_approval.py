@@ -216,6 +216,39 @@ def test_a_request_that_was_overtaken_moves_what_it_still_can(store: Store) -> N
     assert [m.who for m in store.routes.history("intake", "toolcall")] == ["setup", "run-1"]
 
 
+def test_traffic_that_turned_bad_while_a_person_thought_is_refused(store: Store) -> None:
+    for agent in AGENTS:
+        move(store, Stage.SHADOW, agent)
+        see(store, "shadow", agent, agreed=100)
+    asked = approve(store, ask(store, adapter_id=ADAPTER.id))
+    see(store, "shadow", agreed=10, disagreed=200)
+    with pytest.raises(IllegalPromotion, match=r"1 of 2 moves .* disagreement, 200 of 310"):
+        carry_out(store, asked)
+    assert stages(store) == {"desk": Stage.SHADOW, "intake": Stage.CANARY}
+    stored = store.approvals.get(asked.id)
+    assert stored.state is ApprovalState.APPROVED
+    assert "disagreement, 200 of 310" in (stored.refused or "")
+    assert store.verify() == []
+
+
+def test_what_was_moved_stays_moved_whatever_the_traffic_says_then(store: Store) -> None:
+    move(store, Stage.SHADOW)
+    see(store, "shadow", agreed=100)
+    asked = approve(store, ask(store, adapter_id=ADAPTER.id, agent_name="desk"))
+    (route,) = carry_out(store, asked)
+    see(store, "shadow", disagreed=300)
+    assert carry_out(store, asked) == [route]
+    assert store.approvals.get(asked.id).refused is None
+
+
+def test_another_share_of_a_canary_needs_no_evidence(store: Store) -> None:
+    move(store, Stage.SHADOW)
+    move(store, Stage.CANARY, share=0.5)
+    see(store, "shadow", disagreed=300)
+    asked = ask(store, adapter_id=ADAPTER.id, agent_name="desk", to_stage=Stage.CANARY)
+    assert [one.share for one in carry_out(store, approve(store, asked))] == [0.1]
+
+
 def test_killed_at_any_statement_the_rest_follows_once(store: Store, url: str) -> None:
     """SIGKILL before the n-th statement that reaches the database, for every n."""
     asked = ask(store)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from slm_core.errors import StoreUnavailable
 from slm_core.records import (
     Stage,
     TrafficKey,
@@ -124,3 +125,18 @@ def test_a_canary_that_was_taken_back_leaves_the_traffic_and_may_come_again(stor
     back = step_back(store, route, who="guard", reason="weak")
     assert (back.stage, back.share) == (Stage.SHADOW, None)
     assert store.verify() == []
+
+
+def test_a_database_that_does_not_answer_is_no_other_person(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see(store, "answer", error=100)
+
+    def gone(*_: object) -> None:
+        raise StoreUnavailable("The database does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.routes), "move", gone)
+        with pytest.raises(StoreUnavailable):
+            guard_routes(store)
+    assert len(guard_routes(store)) == 1

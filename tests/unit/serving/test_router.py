@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +33,12 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Adapt
     return build_tiny_adapter(tmp_path_factory.mktemp("adapter") / "a", tiny_model, COMPACT)
 
 
-def go_live(store: Store, adapter: Adapter) -> None:
+def go_live(store: Store, adapter: Adapter, agent: str = "desk") -> None:
     store.adapters.save(adapter)
     promote(
         store,
         adapter=adapter,
-        agent_name="desk",
+        agent_name=agent,
         track="toolcall",
         decision=make_decision(adapter_id=adapter.id),
         who="ann",
@@ -102,8 +102,10 @@ class Loader:
     def __init__(self) -> None:
         self.loaded: list[str | None] = []
         self.broken: set[str] = set()
+        self.meanwhile: Callable[[str | None], None] = lambda adapter_id: None
 
     def __call__(self, source: ModelSource) -> None:
+        self.meanwhile(source.adapter_id)
         if source.adapter_id in self.broken:
             raise ModelError("damaged")
         self.loaded.append(source.adapter_id)
@@ -113,8 +115,21 @@ def bare(name: str) -> Adapter:
     return make_adapter(id=f"adapter-{name}", cep_id=None)
 
 
-def serving(models: LiveModels) -> str | None:
-    source = models.find("desk/toolcall")
+def retire(store: Store, adapter: Adapter, agent: str = "desk") -> None:
+    promote(
+        store,
+        adapter=adapter,
+        agent_name=agent,
+        track="toolcall",
+        decision=None,
+        who="ann",
+        reason="test",
+        to_stage=Stage.RETIRED,
+    )
+
+
+def serving(models: LiveModels, agent: str = "desk") -> str | None:
+    source = models.find(f"{agent}/toolcall")
     return source.adapter_id if source else None
 
 
@@ -138,16 +153,7 @@ def test_a_retired_route_is_gone(store: Store) -> None:
     models = LiveModels(store, Loader())
     go_live(store, bare("a"))
     models.refresh()
-    promote(
-        store,
-        adapter=bare("a"),
-        agent_name="desk",
-        track="toolcall",
-        decision=None,
-        who="ann",
-        reason="test",
-        to_stage=Stage.RETIRED,
-    )
+    retire(store, bare("a"))
     models.refresh()
     assert serving(models) is None
 
@@ -168,3 +174,29 @@ def test_an_adapter_that_cannot_be_served_does_not_take_over(
     load.broken.clear()
     models.refresh()
     assert serving(models) == "adapter-b"
+
+
+def test_no_route_waits_for_the_loading_of_another(store: Store) -> None:
+    load = Loader()
+    models = LiveModels(store, load)
+    for name in ("a", "b"):
+        go_live(store, bare(name), f"agent-{name}")
+    models.refresh()
+    retire(store, bare("a"), "agent-a")
+    for name in ("c", "d", "e"):
+        go_live(store, bare(name), f"agent-{name}")
+    seen: dict[str | None, list[str | None]] = {}
+
+    def while_loading(adapter_id: str | None) -> None:
+        seen[adapter_id] = [serving(models, f"agent-{name}") for name in "abcde"]
+        if adapter_id == "adapter-c":
+            retire(store, bare("b"), "agent-b")
+            retire(store, bare("e"), "agent-e")
+
+    load.meanwhile = while_loading
+    models.refresh()
+    assert seen == {
+        "adapter-c": [None, "adapter-b", None, None, None],
+        "adapter-d": [None, None, "adapter-c", None, None],
+    }
+    assert models.names() == ["agent-c/toolcall", "agent-d/toolcall"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slm_core.errors import RecordNotFound, StoreError
+from slm_core.errors import RecordNotFound, StoreError, StoreUnavailable
 from slm_core.records import (
     Approval,
     ApprovalState,
@@ -103,3 +103,18 @@ def test_what_nobody_answered_expires_once(store: Store) -> None:
 def test_a_request_that_was_never_made_cannot_be_answered(store: Store) -> None:
     with pytest.raises(RecordNotFound):
         answer(store)
+
+
+def test_a_database_that_does_not_answer_is_no_other_person(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.approvals.save(make_request())
+
+    def gone(*_: object, **__: object) -> None:
+        raise StoreUnavailable("The database does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.approvals, "decide", gone)
+        with pytest.raises(StoreUnavailable):
+            store.approvals.expire(TOO_LATE)
+    assert len(store.approvals.expire(TOO_LATE)) == 1

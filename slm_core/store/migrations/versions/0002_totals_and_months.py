@@ -33,7 +33,17 @@ GROUP = ("agent_name", "agent_type", "model")
 GROWTH = 1.02 / 0.98  # of the histogram's buckets
 
 
+MOST = {
+    "seconds": 10**7,
+    "prompt_tokens": 10**9,
+    "completion_tokens": 10**9,
+    "cost_nanousd": 10**15,
+}
+"""Of one call; beyond it the sums may not fit into 64 bits."""
+
+
 def upgrade() -> None:
+    _refuse_beyond_sums()
     _set_aside_calls()
     op.create_table(
         "call_bodies",
@@ -236,6 +246,20 @@ def _fill_totals() -> None:
             ),
             [{"totals": t, "bucket": bucket, "n": n} for (t, bucket), n in buckets.items()],
         )
+
+
+def _refuse_beyond_sums() -> None:
+    for name, most in MOST.items():
+        query = f"SELECT id FROM calls WHERE {name} > {most} OR {name} < -{most} ORDER BY id"
+        found = list(op.get_bind().scalars(sa.text(query)))
+        if found:
+            raise StoreError(
+                f"The store cannot go on to revision 0002: {len(found)} calls, the first "
+                f"{found[0]!r}, have {name} beyond {most:,}, which no sum can hold. Correct them "
+                f"with your database's own client, for example: UPDATE calls SET {name} = "
+                f"{most} WHERE {name} > {most}",
+                calls=found[:10],
+            )
 
 
 def _refuse_without_texts() -> None:
