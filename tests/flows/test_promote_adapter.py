@@ -28,7 +28,7 @@ from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import FlowPauseTimeout, resume_flow_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Crashed, Scheduled
+from prefect.states import Cancelled, Crashed, Scheduled
 
 from flows.promote_adapter import promote_adapter
 from slm_core.records import ApprovalState, RiskTier, Stage, TrafficKey, TrafficOutcome
@@ -273,6 +273,19 @@ def test_an_answer_is_not_lost_when_the_run_dies_before_it_is_stored(
     assert stages(store)["desk"] is Stage.CANDIDATE
     run.retry()
     assert run.execute().name == "Promoted"  # nobody was asked again
+    assert stages(store) == {"desk": Stage.SHADOW, "intake": Stage.SHADOW}
+
+
+def test_a_run_that_ended_unanswered_asks_again_when_retried(
+    store: Store, start: Callable[..., Run]
+) -> None:
+    run = start()
+    run.execute()
+    run.client.set_flow_run_state(run.id, Cancelled(), force=True)
+    run.retry()
+    assert run.execute().name == "Suspended"
+    run.answer(**APPROVE)
+    assert run.execute().name == "Promoted"
     assert stages(store) == {"desk": Stage.SHADOW, "intake": Stage.SHADOW}
 
 
