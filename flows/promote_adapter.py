@@ -103,6 +103,7 @@ def _answered(approval: Approval) -> Approval:
     if datetime.now(UTC) >= approval.expires_at:
         return store_answer(approval, ApprovalState.EXPIRED, "timeout", "nobody answered")
     if deployment.id is None:
+        store_answer(approval, ApprovalState.REJECTED, "rule", "no deployment started its run")
         raise ConfigError(
             "A run waits for a person only if a deployment started it: "
             "`prefect deployment run promote/adapter`."

@@ -107,6 +107,19 @@ def test_a_paused_queue_is_told_when_runs_wait_in_it(service: Any) -> None:
             client.delete_work_pool("resting")
 
 
+def test_a_disk_without_room_for_the_page_is_still_told_of(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        "flows.show_status.announce", lambda event, resource, **_: told.append(resource)
+    )
+    monkeypatch.setattr("slm_core.status.concerns.LEAST_FREE_BYTES", 2**60)
+    (service.folder / "status.html").mkdir()  # no file can take its place
+    assert show_status(return_state=True).name == "NeedsPerson"
+    assert told == ["slm.concern.disk"]
+
+
 def test_a_command_without_a_store_names_the_page(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
