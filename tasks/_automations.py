@@ -24,6 +24,7 @@ from prefect.events.schemas.automations import (
     AutomationCore,
     EventTrigger,
     Posture,
+    ResourceSpecificationDict,
 )
 from prefect.events.schemas.events import ResourceSpecification
 
@@ -121,7 +122,9 @@ def reconcile(automations: Iterable[AutomationCore]) -> None:
 _RUNS = ResourceSpecification.model_validate({"prefect.resource.id": "prefect.flow-run.*"})
 
 
-def _of_flows(names: tuple[str, ...]) -> list[ResourceSpecification]:
+def _of_flows(
+    names: tuple[str, ...],
+) -> list[ResourceSpecification | ResourceSpecificationDict]:
     """Match runs of any deployment of these flows; both must be among the related.
 
     By the flow's name: heartbeats carry no deployment name, and would match nothing, silently.

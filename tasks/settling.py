@@ -116,6 +116,9 @@ def _is_open(store: Store, approval: Approval) -> bool:
     if utc_now() - decided > CARRIED_OUT_WITHIN:
         return False
     return any(
-        all(made.run_id != approval.run_id for made in store.routes.history(agent, track))
-        for agent, track in ((move.agent_name, move.track) for move in approval.moves)
+        all(
+            made.run_id != approval.run_id
+            for made in store.routes.history(move.agent_name, move.track)
+        )
+        for move in approval.moves
     )
