@@ -86,6 +86,7 @@ class Bench:
             "compare/approaches": lambda: {"run_id": _fresh("compare")},
             "promote/adapter": lambda: {},
             "resume-overdue/now": lambda: {},
+            "settle/routes": lambda: {},
             "status/now": lambda: {},
         }
         return {name: case for name, case in found.items() if name in self.entrypoints}

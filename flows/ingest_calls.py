@@ -14,7 +14,6 @@ from slm_core.records import ClaimState, IngestReport
 from tasks._events import announce
 from tasks._wiring import opened_store
 from tasks.capture import ingest_spool
-from tasks.promotion import settle_routes
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -40,7 +39,6 @@ def ingest_calls(submit: bool = True) -> IngestReport:
     )
     if submit:
         _start_retrainings()
-        settle_routes()
     return report
 
 

@@ -8,16 +8,13 @@ routes; killed anywhere in between, Retry finishes it. Nobody answering is a rej
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import cast
 
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
-from prefect.input import RunInput, keyset_from_paused_state
+from prefect.input import RunInput, keyset_from_paused_state, read_flow_run_input
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Suspended
 from pydantic import Field
@@ -106,6 +103,7 @@ def _answered(approval: Approval) -> Approval:
     if datetime.now(UTC) >= approval.expires_at:
         return store_answer(approval, ApprovalState.EXPIRED, "timeout", "nobody answered")
     if deployment.id is None:
+        store_answer(approval, ApprovalState.REJECTED, "rule", "no deployment started its run")
         raise ConfigError(
             "A run waits for a person only if a deployment started it: "
             "`prefect deployment run promote/adapter`."
@@ -129,9 +127,10 @@ def _ask(approval: Approval) -> PromotionAnswer:
     """
     for attempt in range(1, flow_run.run_count):
         form_of_then = Suspended(timeout_seconds=1, pause_key=_key(attempt))
-        with suppress(ObjectNotFound):
-            answer = PromotionAnswer.load(keyset_from_paused_state(form_of_then))
-            return cast(PromotionAnswer, answer)  # awaitable only in async flows
+        # Not by PromotionAnswer.load, which takes an answer that is not there for an empty one.
+        said = read_flow_run_input(keyset_from_paused_state(form_of_then)["response"])
+        if said is not None:
+            return PromotionAnswer.model_validate(said)
     evidence = show_evidence(approval.id, needs_person=True)
     left = max(1, round((approval.expires_at - datetime.now(UTC)).total_seconds()))
     return suspend_flow_run(

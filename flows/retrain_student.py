@@ -68,8 +68,11 @@ def retrain_student(
         spec = RetrainSpec.model_validate(known.spec)  # the preset may have changed since
     claim = take_claim(claim_id or (known.claim_id if known else None), run_id)
     if claim is None:
-        if known is not None and book.get(run_id).state is not RunState.COMPLETED:
-            book.note(run_id, state=RunState.FAILED, why="another run trained on its claim")
+        if known is not None and known.state is not RunState.COMPLETED:
+            if _has_closed_its_claim(known):
+                book.note(run_id, state=RunState.COMPLETED, why="")
+            else:
+                book.note(run_id, state=RunState.FAILED, why="another run trained on its claim")
         return _skipped(claim_id)
     order = known or Order(
         run_id=run_id,
@@ -90,6 +93,7 @@ def retrain_student(
     except TerminationSignal:
         # Only its worker was stopped, perhaps; then this run is gone on with, and keeps its claim.
         if is_cancelled(order.flow_run_id):
+            book.note(run_id, cancelled=True)
             with opened_store() as store:  # not by a task: none may start now
                 store.claims.release(claim.id, run_id)
         raise
@@ -161,10 +165,20 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
             paths = publish_report(report, folder / "report", spec.eval.report)
             span.update(output=str(paths.html))
         trace.update(output={"outcome": decision.outcome, "report": str(paths.json)})
-    finish_claim(claim, run_id)
     if any(route.stage is Stage.CANDIDATE for route in routes):
         start_promotion(adapter.id, spec.promotion)
+    # Last, for a run that is killed before it begins again only while it holds its claim.
+    finish_claim(claim, run_id)
     return report
+
+
+def _has_closed_its_claim(order: Order) -> bool:
+    """Whether a run came to its end, and died before it could say so."""
+    if order.claim_id is None:
+        return False
+    with opened_store() as store:
+        claim = store.claims.get(order.claim_id)
+    return (claim.state, claim.owner) == (ClaimState.DONE, order.run_id)
 
 
 def _with_own_student(spec: RetrainSpec) -> RetrainSpec:

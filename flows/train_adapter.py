@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
+from prefect.exceptions import TerminationSignal
 from prefect.futures import wait
 from prefect.runtime import flow_run
 
@@ -13,6 +14,7 @@ from slm_core.errors import ConfigError, SpecChanged
 from slm_core.presets import TRAIN_PRESETS, TrainPreset, TrainSpec
 from slm_core.records import Adapter, Dataset
 from slm_core.training.orders import Order, Part
+from tasks._flow_runs import is_cancelled
 from tasks._wiring import order_book, require_tracing, traced
 from tasks.dataset import find_dataset
 from tasks.resuming import STOPPING_SECONDS
@@ -62,8 +64,13 @@ def train_from_preset(
     else:
         _refuse_another_plan(order, overrides, base_model, dataset_id)
     order = order.model_copy(update={"flow_run_id": flow_run.root_flow_run_id})
-    with book.carry_out(order, wait_seconds=STOPPING_SECONDS):
-        return _train(order)
+    try:
+        with book.carry_out(order, wait_seconds=STOPPING_SECONDS):
+            return _train(order)
+    except TerminationSignal:
+        if is_cancelled(order.flow_run_id):
+            book.note(run_id, cancelled=True)
+        raise
 
 
 def _train(order: Order) -> list[Adapter]:

@@ -24,27 +24,16 @@ from prefect.events.schemas.automations import (
     AutomationCore,
     EventTrigger,
     Posture,
+    ResourceSpecificationDict,
 )
 from prefect.events.schemas.events import ResourceSpecification
 
-from tasks.resuming import MAX_ATTEMPTS, PENDING_SECONDS, RESUMED, SILENT_SECONDS
+from tasks.resuming import MAX_ATTEMPTS, PENDING_SECONDS, RESUMED, SILENT_SECONDS, WATCHED
 
 log = logging.getLogger(__name__)
 
 OURS = "slm: "
 """Every automation of ours has a name that begins so; no other is touched."""
-
-WATCHED = (
-    *RESUMED,
-    "eval",
-    "compare",
-    "check-gpus",
-    "ingest",
-    "resume",
-    "resume-overdue",
-    "status",
-)
-"""Flows whose silent runs are marked Crashed. None of them ever waits for a person."""
 
 RESUME = "resume/run"
 
@@ -133,11 +122,17 @@ def reconcile(automations: Iterable[AutomationCore]) -> None:
 _RUNS = ResourceSpecification.model_validate({"prefect.resource.id": "prefect.flow-run.*"})
 
 
-def _of_flows(names: tuple[str, ...]) -> ResourceSpecification:
-    """Match by flow: heartbeats carry no deployment name, and would match nothing, silently."""
-    return ResourceSpecification.model_validate(
-        {"prefect.resource.role": "flow", "prefect.resource.name": list(names)}
-    )
+def _of_flows(
+    names: tuple[str, ...],
+) -> list[ResourceSpecification | ResourceSpecificationDict]:
+    """Match runs of any deployment of these flows; both must be among the related.
+
+    By the flow's name: heartbeats carry no deployment name, and would match nothing, silently.
+    Who begins a run in a terminal watches over it, and has stopped it when it stops.
+    """
+    flow = {"prefect.resource.role": "flow", "prefect.resource.name": list(names)}
+    deployed = {"prefect.resource.role": "deployment"}
+    return [ResourceSpecification.model_validate(one) for one in (flow, deployed)]
 
 
 def _crash_when_silent(name: str, after: str, seconds: int, why: str) -> AutomationCore:

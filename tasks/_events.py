@@ -20,6 +20,7 @@ EventName = Literal[
     "slm.gpu.sick",  # slm.gpu.UUID
     "slm.promotion.waiting",  # slm.promotion.ID
     "slm.promotion.decided",  # slm.promotion.ID
+    "slm.canary.stepped-back",  # slm.promotion.ID
     "slm.status.needs-person",  # slm.concern.KEY
 ]
 """Every event, with the resource that it is about."""

@@ -15,6 +15,13 @@ from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.filters import (
+    EventFilter,
+    EventNameFilter,
+    EventOccurredFilter,
+    EventOrder,
+    EventResourceFilter,
+)
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
 
@@ -67,7 +74,11 @@ def attempts(run: FlowRun) -> int:
 
 
 def recent(flows: Iterable[str], states: Iterable[StateType], within: timedelta) -> list[FlowRun]:
-    """Return the runs of deployments of ``flows`` that came into one of ``states`` of late."""
+    """Return the runs of deployments of ``flows`` that are in one of ``states``.
+
+    Of those that ended only what ended ``within`` that time: it is history later. One that is
+    still shown at work may have been so for days.
+    """
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(
             flow_filter=FlowFilter.model_validate({"name": {"any_": list(flows)}}),
@@ -80,7 +91,26 @@ def recent(flows: Iterable[str], states: Iterable[StateType], within: timedelta)
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=_LISTED,
         )
-    return [run for run in found if seconds_in_state(run) < within.total_seconds()]
+    return [
+        run
+        for run in found
+        if state_of(run) not in ENDED or seconds_in_state(run) < within.total_seconds()
+    ]
+
+
+def seconds_since_heartbeat(run: FlowRun) -> float | None:
+    """Return for how long a run has been silent since it began; None when it never beat."""
+    begun: datetime = utc_now() if run.state is None else run.state.timestamp
+    of_run = EventResourceFilter(id=[f"prefect.flow-run.{run.id}"])
+    wanted = EventFilter(
+        occurred=EventOccurredFilter.model_validate({"since": begun}),
+        event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
+        resource=of_run,
+        order=EventOrder.DESC,
+    )
+    with get_client(sync_client=True) as client:
+        newest = client.read_events(wanted, limit=1).events
+    return (utc_now() - newest[0].occurred).total_seconds() if newest else None
 
 
 def retry(run: FlowRun) -> None:

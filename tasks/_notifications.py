@@ -43,7 +43,8 @@ class News(NamedTuple):
     """One kind of news, and when it is sent."""
 
     name: str
-    event: str
+    events: tuple[str, ...]
+    """Any of which tells it."""
     text: str
     """What happened, as a Jinja template; ``event`` and ``flow_run`` are what it may use."""
     runbook: RunbookPage | None = None
@@ -58,13 +59,13 @@ class News(NamedTuple):
 NEWS = (
     News(
         "threshold reached",
-        "slm.captures.threshold-reached",
+        ("slm.captures.threshold-reached",),
         "{{ event.payload.calls }} new usable calls: claim {{ event.payload.claim_id }} is "
         "being trained on.",
     ),
     News(
         "run failed",
-        "prefect.flow-run.Failed",
+        ("prefect.flow-run.Failed",),
         "Run {{ flow_run.name }} failed: {{ (flow_run.state.message or '')[:300] }}",
         runbook="training-failed",
         resource="prefect.flow-run.*",
@@ -72,14 +73,14 @@ NEWS = (
     ),
     News(
         "training given up",
-        "slm.training.failed",
+        ("slm.training.failed",),
         "Nothing goes on with training {{ event.resource.id[8:] }} by itself: "
         "{{ event.payload.why }}",
         runbook="training-failed",
     ),
     News(
         "gpu sick",
-        "slm.gpu.sick",
+        ("slm.gpu.sick",),
         "GPU {{ event.resource.id[8:] }} on {{ event.payload.host }} is sick: "
         "{{ event.payload.why }}",
         runbook="gpu-sick",
@@ -87,13 +88,28 @@ NEWS = (
     ),
     News(
         "promotion waiting",
-        "slm.promotion.waiting",
+        ("slm.promotion.waiting",),
         "Promotion {{ event.resource.id[14:] }} waits for a person.",
         runbook="promotion-waiting",
     ),
     News(
+        "promotion failed",
+        ("prefect.flow-run.Failed", "prefect.flow-run.Crashed"),
+        "Promotion run {{ flow_run.name }} did not come to its end: "
+        "{{ (flow_run.state.message or '')[:300] }}",
+        runbook="promotion-waiting",
+        resource="prefect.flow-run.*",
+        flows=("promote",),
+    ),
+    News(
+        "canary stepped back",
+        ("slm.canary.stepped-back",),
+        "The canary of {{ event.payload.routes }} was taken back: {{ event.payload.reason }}",
+        runbook="canary-stepped-back",
+    ),
+    News(
         "needs a person",
-        "slm.status.needs-person",
+        ("slm.status.needs-person",),
         "{{ event.payload.why }}",
         resource="slm.concern.*",
         quiet=AGAIN_AFTER,
@@ -137,7 +153,7 @@ def _save_block(url: SecretStr) -> UUID:
 def _trigger(news: News) -> EventTrigger:
     related = {"prefect.resource.role": "flow", "prefect.resource.name": list(news.flows)}
     return EventTrigger(
-        expect={news.event},
+        expect=set(news.events),
         match=ResourceSpecification.model_validate({"prefect.resource.id": news.resource}),
         match_related=ResourceSpecification.model_validate(related if news.flows else {}),
         for_each={"prefect.resource.id"},

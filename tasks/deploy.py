@@ -90,6 +90,8 @@ def deploy(project: Path, types: Mapping[str, PoolType], say: Say) -> None:
         )
     try:
         asyncio.run(_ensure_pools(project, types, say))
+        _deploy_flows(project, say)
+        _reconcile_automations(say)
     except httpx.TransportError as error:
         raise StackError(
             f"The Prefect server at {url} does not answer ({type(error).__name__}). Start it, or "
@@ -97,8 +99,6 @@ def deploy(project: Path, types: Mapping[str, PoolType], say: Say) -> None:
         ) from error
     except PrefectHTTPStatusError as error:
         raise _refused(url, error.response) from error
-    _deploy_flows(project, say)
-    _reconcile_automations(say)
 
 
 def _refused(url: str, response: httpx.Response) -> StackError:
@@ -190,17 +190,10 @@ async def _ensure_queue(
 
 def _deploy_flows(project: Path, say: Say) -> None:
     """Register every deployment of prefect.yaml, without a question."""
-    api = get_current_settings().api
-    environment = Settings.from_env().child_environment() | {"CODE_VERSION": __version__}
-    # The pull step shall read it where a worker runs: set here, this path would be baked in.
-    environment.pop("SLM_REPO", None)
-    environment |= {"PREFECT_API_URL": str(api.url), "DO_NOT_TRACK": "1"}
-    if api.auth_string is not None:
-        environment["PREFECT_API_AUTH_STRING"] = api.auth_string.get_secret_value()
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=project,
-        env=environment,
+        env=_environment_to_deploy_in(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -209,6 +202,16 @@ def _deploy_flows(project: Path, say: Say) -> None:
         raise StackError(f"prefect deploy failed:\n{result.stdout}{result.stderr}")
     count = len(yaml.safe_load((project / "prefect.yaml").read_text())["deployments"])
     say(f"deployments: {count} registered, version {__version__}")
+
+
+def _environment_to_deploy_in() -> dict[str, str]:
+    """Return an environment in which ``prefect deploy`` reaches the server as this process does."""
+    ours = Settings.from_env().child_environment() | {"CODE_VERSION": __version__}
+    # The pull step shall read it where a worker runs: set here, this path would be baked in.
+    ours.pop("SLM_REPO", None)
+    # Certificates, headers and logins may come from a profile or a prefect.toml elsewhere.
+    theirs = get_current_settings().to_environment_variables(exclude_unset=True)
+    return ours | theirs | {"DO_NOT_TRACK": "1"}
 
 
 def _reconcile_automations(say: Say) -> None:

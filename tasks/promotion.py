@@ -14,7 +14,7 @@ from prefect.exceptions import ObjectNotFound
 from slm_core.errors import RecordNotFound
 from slm_core.records import Approval, ApprovalState, Dataset, Route, Stage, Track
 from slm_core.report.approval_page import approval_markdown
-from slm_core.serving import PromotionSpec, carry_out, guard_routes, request_approval, roll_back
+from slm_core.serving import PromotionSpec, carry_out, request_approval, roll_back
 from tasks._events import announce
 from tasks._wiring import current_settings, opened_store, step
 
@@ -111,34 +111,11 @@ def roll_back_route(run_id: str, agent_name: str, track: Track, who: str, reason
     return route
 
 
-@step("settle the routes")
-def settle_routes() -> list[Route]:
-    """Close requests that waited too long, and take weak canaries back; return the latter."""
-    with opened_store() as store:
-        expired = store.approvals.expire()
-        moved = guard_routes(store)
-        reasons = {
-            (route.agent_name, route.track): store.routes.history(route.agent_name, route.track)[-1]
-            for route in moved
-        }
-    for approval in expired:
-        tell_decided(approval)
-    for route in moved:
-        move = reasons[route.agent_name, route.track]
-        announce(
-            "slm.promotion.decided",
-            f"slm.promotion.{move.id}",
-            decision="taken back from canary",
-            adapter_id=route.adapter_id,
-            routes=f"{route.agent_name}/{route.track}",
-            who=move.who,
-            reason=move.reason,
-        )
-    return moved
-
-
 def start_promotion(adapter_id: str, spec: PromotionSpec) -> None:
-    """Start ``promote/adapter`` for a new candidate; never twice for one adapter."""
+    """Start ``promote/adapter`` for a new candidate; never twice for one adapter.
+
+    A server that is away is no error: ``settle/routes`` starts what was not started.
+    """
     try:
         run = cast(
             "FlowRun",
@@ -159,6 +136,13 @@ def start_promotion(adapter_id: str, spec: PromotionSpec) -> None:
             "`slm adapters promote %s`",
             PROMOTE,
             adapter_id,
+        )
+    except Exception as error:
+        log.warning(
+            "candidate waits: the server was not reached adapter=%s error=%s; `settle/routes` "
+            "asks again",
+            adapter_id,
+            type(error).__name__,
         )
     else:
         log.info("promotion asked for adapter=%s run=%s", adapter_id, run.id)

@@ -30,6 +30,18 @@ log = logging.getLogger(__name__)
 
 RESUMED = ("train", "retrain")
 """Flows whose crashed runs are gone on with, without being asked."""
+WATCHED = (
+    *RESUMED,
+    "eval",
+    "compare",
+    "check-gpus",
+    "ingest",
+    "resume",
+    "resume-overdue",
+    "settle",
+    "status",
+)
+"""Flows whose silent runs are marked Crashed. None of them ever waits for a person."""
 MAX_ATTEMPTS = 3
 """Of one flow run, the first one included."""
 SILENT_SECONDS = 90
@@ -42,6 +54,8 @@ RESUME_WITHIN = timedelta(days=1)
 """Nobody goes on with a run that ended longer ago, unless a person asks for it."""
 _OVERDUE_SECONDS = 120.0
 """The automation that resumes crashed runs has done so by then, or missed it."""
+_SECOND_LOOK_SECONDS = 45.0
+"""A server that was away gets the heartbeats of what lives by then."""
 _AT_WORK = frozenset({StateType.RUNNING, StateType.PENDING, StateType.CANCELLING})
 
 
@@ -103,6 +117,8 @@ def go_on(found: Found, *, max_attempts: int = MAX_ATTEMPTS, host_is_dead: bool 
     if state in (StateType.SCHEDULED, StateType.PAUSED):
         return f"Run {found.run_id} waits to begin already."
     refuse_if_at_work(found, state, host_is_dead=host_is_dead)
+    if _has_moved_on(run):
+        return f"Run {found.run_id} was {state.value.lower()} and has moved on meanwhile."
     begun = _flow_runs.attempts(run)
     if begun >= max_attempts:
         give_up(found, begun)
@@ -149,12 +165,10 @@ def refuse_if_at_work(found: Found, state: StateType | None, *, host_is_dead: bo
 
 
 def give_up(found: Found, begun: int) -> None:
-    """Say that a run failed for good and free its claim. Giving up twice is no error."""
+    """Free a run's claim and say that it failed for good. Giving up twice is no error."""
     order = found.order
     if order is not None and order.state is RunState.FAILED:
         return
-    if order is not None:
-        order_book().note(order.run_id, state=RunState.FAILED, why=f"given up after {begun} tries")
     with opened_store() as store:
         for claim in _claims_of(store, found.run_id):
             store.claims.release(claim.id, found.run_id)
@@ -165,6 +179,9 @@ def give_up(found: Found, begun: int) -> None:
         attempts=begun,
         why=order.why if order else "",
     )
+    # Last: killed before, this is done again; nothing looks at a failed run any more.
+    if order is not None:
+        order_book().note(order.run_id, state=RunState.FAILED, why=f"given up after {begun} tries")
 
 
 def overdue_runs() -> list[Found]:
@@ -194,6 +211,41 @@ def overdue_runs() -> list[Found]:
     return [found for _, found in sorted(due, key=lambda one: one[0], reverse=True)]
 
 
+def bury_silent_runs() -> list[str]:
+    """Mark runs Crashed that fell silent and that the automation missed; return their names.
+
+    They would hold their place in the pool for good. Trainings are then overdue as any other.
+    """
+    silent = _silent_runs()
+    if not silent:
+        return []
+    time.sleep(_SECOND_LOOK_SECONDS)
+    still = {run.id for run in _silent_runs()}
+    dead = [run for run in silent if run.id in still]
+    for run in dead:
+        _flow_runs.bury(run, f"no heartbeat for more than {SILENT_SECONDS} s")
+        log.warning("silent run marked crashed id=%s", run.id)
+    return [run.name for run in dead]
+
+
+def _silent_runs() -> list[FlowRun]:
+    """Return the runs shown as running whose heartbeats have ended, and not just now.
+
+    By heartbeats and not by process: a worker in a container sees no process of another's.
+    """
+    book = order_book()
+    alive = {order.flow_run_id for order in book.list() if book.at_work(order.run_id)}
+    silent: list[FlowRun] = []
+    for run in _flow_runs.recent(WATCHED, (StateType.RUNNING,), RESUME_WITHIN):
+        if str(run.id) in alive:
+            continue
+        # Without any heartbeat nothing is known: whoever began it may have switched them off.
+        seconds = _flow_runs.seconds_since_heartbeat(run)
+        if seconds is not None and seconds > SILENT_SECONDS + _OVERDUE_SECONDS:
+            silent.append(run)
+    return silent
+
+
 def is_gone_for_good(owner: str) -> bool:
     """Whether the run that holds a claim will never go on, so that another may take it.
 
@@ -216,6 +268,13 @@ def is_gone_for_good(owner: str) -> bool:
     if failed or _flow_runs.seconds_in_state(run) > RESUME_WITHIN.total_seconds():
         return True
     return _flow_runs.attempts(run) >= MAX_ATTEMPTS
+
+
+def _has_moved_on(run: FlowRun) -> bool:
+    """Whether a run has left the state that it was read in: somebody else acts on it."""
+    now = _flow_runs.find(str(run.id))
+    seen = run.state.id if run.state else None
+    return now is None or (now.state.id if now.state else None) != seen
 
 
 def _was_given_up(run: FlowRun) -> bool:

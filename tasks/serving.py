@@ -11,6 +11,8 @@ from tasks._wiring import opened_store, step
 
 log = logging.getLogger(__name__)
 
+_FURTHER = (Stage.SHADOW, Stage.CANARY, Stage.LIVE)
+
 
 @step("promote the adapter")
 def promote_adapter(
@@ -38,6 +40,11 @@ def promote_adapter(
             if live and overtaken:
                 log.warning("route is newer than this run agent=%s track=%s", agent, track)
             to_live = live and not overtaken
+            route = store.routes.find(agent, track, adapter.id)
+            if route is not None and not to_live and route.stage in _FURTHER:
+                # A person let it go on, before this run was killed and began again.
+                routes.append(route)
+                continue
             routes.append(
                 promote(
                     store,

@@ -30,6 +30,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 
+from slm_core.errors import DiskFull
 from slm_core.status import (
     FlowRunNow,
     Look,
@@ -85,7 +86,11 @@ def gather_status(operations: Operations) -> Status:
         gpu_ledger=settings.gpu_ledger,
     )
     status = gather(look, operations)
-    StatusFiles(settings.home).write(status)
+    try:
+        StatusFiles(settings.home).write(status)
+    except (DiskFull, OSError) as error:
+        # The full disk is itself what is to be told of.
+        log.warning("status not written home=%s error=%s", settings.home, error)
     return status
 
 

@@ -20,6 +20,8 @@ from slm_core.local_stack.processes import MARKER, ProcessId
 from slm_core.settings import Settings
 
 TEACHER_MODEL = "nano-teacher"
+HEARTBEAT_SECONDS = "30"
+"""Of every flow run, wherever it begins; a silent one counts as dead after three."""
 
 
 class Part(NamedTuple):
@@ -151,7 +153,7 @@ def worker_part(site: Site, pool: str) -> Part:
         | {
             "SLM_REPO": str(site.project),
             "PREFECT_WORKER_QUERY_SECONDS": "2",
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT_SECONDS,
             "PREFECT_LOGGING_EXTRA_LOGGERS": "slm_core,tasks,flows",
             "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(site.settings.home / "results"),
         },

@@ -207,6 +207,7 @@ class LocalStack:
         """Let the ``prefect`` and ``slm`` commands find this stack."""
         variables = {
             "PREFECT_API_URL": site.api_url,
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": parts.HEARTBEAT_SECONDS,
             "SLM_HOME": str(self.settings.home),
             "SLM_DATABASE_URL": site.database_url,
         } | ({"PREFECT_API_AUTH_STRING": site.login} if site.login else {})

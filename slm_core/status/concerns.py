@@ -20,6 +20,7 @@ RunbookPage = Literal[
     "claim-stuck",
     "night-not-green",
     "promotion-waiting",
+    "canary-stepped-back",
     "gpu-sick",
     "no-worker",
     "disk-full",
@@ -115,7 +116,7 @@ def _pools(status: Status) -> Iterator[Concern]:
 def _runs(status: Status) -> Iterator[Concern]:
     for run in status.runs:
         rests = status.at - run.moved_at
-        if run.at_work or rests > RECENT:
+        if run.at_work or run.cancelled or rests > RECENT:
             continue
         if run.state is RunState.FAILED:
             why = f"{run.flow} run {run.run_id} failed: {run.why}"

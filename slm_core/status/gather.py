@@ -134,6 +134,7 @@ def _run(folder: Path, order: Order, *, at_work: bool) -> RunNow:
         host=order.host,
         moved_at=moved,
         why=order.why,
+        cancelled=order.cancelled,
         claim_id=order.claim_id,
         step=step.step if step else None,
         total_steps=step.total_steps if step else None,

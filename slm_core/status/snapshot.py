@@ -32,6 +32,8 @@ class RunNow(Record):
     moved_at: datetime
     """When it last began, logged a step or changed its state."""
     why: str = ""
+    cancelled: bool = False
+    """A person stopped it."""
     claim_id: str | None = None
     step: int | None = None
     """Of the part that moved last; None before its first step."""

@@ -71,6 +71,8 @@ class Order(Record):
     """Of a run that did not complete: the error that ended it."""
     needs_person: bool = False
     """Of a run that did not complete: doing the same again would end in the same way."""
+    cancelled: bool = False
+    """Of a run that was interrupted: a person stopped it, and nobody is to be called for it."""
     created_at: datetime = Field(default_factory=utc_now)
 
 
@@ -164,7 +166,8 @@ class OrderBook:
         with self.hold(order.run_id, wait_seconds):
             # A run that is resumed may have begun on another machine.
             begun = {"state": RunState.RUNNING, "why": "", "host": socket.gethostname()}
-            self.write(order.model_copy(update=begun | {"needs_person": False}))
+            begun |= {"needs_person": False, "cancelled": False}
+            self.write(order.model_copy(update=begun))
             try:
                 yield
             except BaseException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tasks._automations import WATCHED
+from tasks.resuming import WATCHED
 
 FLOWS = Path(__file__).parents[2] / "flows"
 NOT_DEPLOYED = {"demo"}

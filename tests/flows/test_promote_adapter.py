@@ -27,15 +27,15 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import FlowPauseTimeout, resume_flow_run
-from prefect.settings import PREFECT_API_URL
-from prefect.states import Crashed, Scheduled
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelled, Crashed, Scheduled
 
 from flows.promote_adapter import promote_adapter
 from slm_core.records import ApprovalState, RiskTier, Stage, TrafficKey, TrafficOutcome
 from slm_core.serving import PromotionSpec, promote
 from slm_core.store import Store
 from slm_core.testing.records import make_adapter, make_decision
-from tasks import promotion
+from tasks import promotion, settling
 
 pytestmark = pytest.mark.integration
 
@@ -70,6 +70,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         events.append((event, payload))
 
     monkeypatch.setattr(promotion, "announce", note)
+    monkeypatch.setattr(settling, "announce", note)
     return events
 
 
@@ -203,7 +204,7 @@ def test_nobody_answering_is_a_rejection(
     with pytest.raises((FlowPauseTimeout, RuntimeError)):
         run.answer(**APPROVE)
 
-    assert promotion.settle_routes.fn() == []
+    assert [one.run_id for one in settling.close_requests.fn()] == [str(run.id)]
 
     decided = store.approvals.of_run(str(run.id))
     assert decided is not None
@@ -273,6 +274,19 @@ def test_an_answer_is_not_lost_when_the_run_dies_before_it_is_stored(
     assert stages(store)["desk"] is Stage.CANDIDATE
     run.retry()
     assert run.execute().name == "Promoted"  # nobody was asked again
+    assert stages(store) == {"desk": Stage.SHADOW, "intake": Stage.SHADOW}
+
+
+def test_a_run_that_ended_unanswered_asks_again_when_retried(
+    store: Store, start: Callable[..., Run]
+) -> None:
+    run = start()
+    run.execute()
+    run.client.set_flow_run_state(run.id, Cancelled(), force=True)
+    run.retry()
+    assert run.execute().name == "Suspended"
+    run.answer(**APPROVE)
+    assert run.execute().name == "Promoted"
     assert stages(store) == {"desk": Stage.SHADOW, "intake": Stage.SHADOW}
 
 
@@ -346,25 +360,11 @@ def test_a_new_candidate_is_asked_about_once(
     assert runs[0].parameters["overrides"]["risk"] == "high"
 
 
-def test_a_weak_canary_is_taken_back_and_that_is_told(store: Store, told: list[Any]) -> None:
-    move(store, Stage.SHADOW)
-    move(store, Stage.CANARY, share=0.5)
-    route = store.routes.find("desk", "toolcall", ADAPTER.id)
-    assert route is not None
-    key = TrafficKey(
-        agent_name="desk",
-        track="toolcall",
-        adapter_id=ADAPTER.id,
-        version=route.version,
-        role="answer",
-        outcome=TrafficOutcome.TIMEOUT,
-    )
-    store.traffic.add({key: 40})
-    (moved,) = promotion.settle_routes.fn()
-    assert (moved.stage, moved.share) == (Stage.SHADOW, None)
-    ((event, payload),) = told
-    assert (event, payload["who"]) == ("slm.promotion.decided", "guard")
-    assert "40 of 40" in payload["reason"]
+def test_a_server_that_is_away_keeps_no_run_from_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    away = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(away):
+        promotion.start_promotion("adapter-1", PromotionSpec())
+    assert "candidate waits: the server was not reached adapter=adapter-1" in caplog.text
 
 
 def test_rolling_back_once_however_often_the_run_is_tried(
@@ -395,3 +395,5 @@ def test_a_run_that_no_deployment_started_says_so(store: Store) -> None:
     state = promote_adapter(return_state=True)
     assert state.is_failed()
     assert "deployment run promote/adapter" in str(state.message)
+    (asked,) = store.approvals.list()
+    assert (asked.state, asked.who) == (ApprovalState.REJECTED, "rule")

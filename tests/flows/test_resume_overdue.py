@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Crashed, Running, Scheduled
 
 from flows.resume_overdue import resume_overdue
+from slm_core.errors import StoreError
 from slm_core.records import ClaimState, utc_now
 from tasks import _flow_runs
 
@@ -44,9 +45,29 @@ def test_dead_trainings_begin_again_and_hopeless_ones_give_their_claim_back(
     state = resume_overdue(return_state=True)
 
     assert state.type is StateType.COMPLETED
-    assert "dead trainings found" in str(state.message)
+    assert "dead runs found" in str(state.message)
     now = _flow_runs.find(str(dead))
     assert now is not None
     assert _flow_runs.state_of(now) is StateType.SCHEDULED
     with service.store() as store:
         assert store.claims.get(claim_id).state is ClaimState.RELEASED
+
+
+def test_one_that_cannot_be_given_up_keeps_no_other_waiting(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = [Running(), Crashed(), Scheduled(name="AwaitingRetry")] * 2
+    hopeless, dead = crashed_run(*twice), crashed_run()
+    claim_id = service.claimed()
+    with service.store() as store:
+        store.claims.take(claim_id, str(hopeless))
+
+    def locked(*_: object) -> None:
+        raise StoreError("The store is locked.")
+
+    monkeypatch.setattr("slm_core.store.claims.Claims.release", locked)
+    monkeypatch.setattr(_flow_runs, "utc_now", lambda: utc_now() + timedelta(minutes=5))
+    assert resume_overdue(return_state=True).type is StateType.COMPLETED
+    now = _flow_runs.find(str(dead))
+    assert now is not None
+    assert _flow_runs.state_of(now) is StateType.SCHEDULED

@@ -142,6 +142,14 @@ def test_a_done_claim_is_not_trained_on_twice(again: Finished) -> None:
     assert not (again.service.folder / "runs" / "run-2").exists()
 
 
+def test_a_run_that_died_after_closing_its_claim_is_done(again: Finished) -> None:
+    book = _wiring.order_book()
+    book.note("run-1", state=RunState.RUNNING)
+    state = start(again.service, "run-1", claim_id=again.claim_id)
+    assert state.is_completed()
+    assert book.get("run-1").state is RunState.COMPLETED
+
+
 def test_one_retraining_is_one_trace_of_nested_spans(again: Finished) -> None:
     spans = again.langfuse.spans
     by_id = {span.id: span for span in spans}

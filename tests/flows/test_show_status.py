@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
@@ -105,6 +106,21 @@ def test_a_paused_queue_is_told_when_runs_wait_in_it(service: Any) -> None:
             client.delete_deployment(deployment)
         finally:
             client.delete_work_pool("resting")
+
+
+def test_a_disk_without_room_for_the_page_is_still_told_of(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        "flows.show_status.announce", lambda event, resource, **_: told.append(resource)
+    )
+    # By its name: the package exports a function of the same one.
+    limits = importlib.import_module("slm_core.status.concerns")
+    monkeypatch.setattr(limits, "LEAST_FREE_BYTES", 2**60)
+    (service.folder / "status.html").mkdir()  # no file can take its place
+    assert show_status(return_state=True).name == "NeedsPerson"
+    assert "slm.concern.disk" in told
 
 
 def test_a_command_without_a_store_names_the_page(

@@ -183,6 +183,7 @@ def test_the_login_is_asked_of_everyone_and_told_to_shells_alone(stack: LocalSta
     address = f"http://127.0.0.1:{port}/api/flows/filter"
     assert httpx.post(address, json={}).status_code == 401
     assert f"PREFECT_API_AUTH_STRING={':'.join(LOGIN)}\n" in stack.shell_file.read_text()
+    assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30\n" in stack.shell_file.read_text()
     assert stack.shell_file.stat().st_mode & 0o077 == 0
     assert LOGIN[1] not in (stack.project / "prefect.toml").read_text()
 

@@ -62,6 +62,15 @@ def promote():
     announce("slm.promotion.waiting", "slm.promotion.promotion-1", adapter_id="adapter-1")
     announce("slm.promotion.decided", "slm.promotion.promotion-1", outcome="approved")
 
+@flow(name="promote")
+def promote_in_vain():
+    raise RuntimeError("2 of 2 moves were not made")
+
+@flow
+def settle():
+    announce("slm.canary.stepped-back", "slm.promotion.p-2", routes="desk/toolcall",
+             reason="40 of 40")
+
 @flow
 def resume():
     announce("slm.training.failed", "slm.run.run-1", why="crashed 3 times")
@@ -80,6 +89,8 @@ ingest()
 retrain(return_state=True)
 check_gpus()
 promote()
+promote_in_vain(return_state=True)
+settle()
 resume()
 open_store(current_settings().database_url).close()
 print(show_status(return_state=True).name)
@@ -225,6 +236,8 @@ def test_each_event_is_told_once(server: Server, receiver: WebhookReceiver, outp
     assert news["training given up"]["about"] == "slm.run.run-1"
     assert "Xid 79" in news["gpu sick"]["text"]
     assert news["promotion waiting"]["text"] == "Promotion promotion-1 waits for a person."
+    assert "2 of 2 moves" in news["promotion failed"]["text"]
+    assert "canary of desk/toolcall was taken back: 40 of 40" in news["canary stepped back"]["text"]
     assert "the disk is full" in news["needs a person"]["text"]
     assert news["needs a person"]["runbook"] == "night-not-green"
 

@@ -75,7 +75,8 @@ def test_a_cancelled_training_saves_and_has_left_within_15_seconds(service: Serv
     assert (training / "checkpoints" / f"step-{steps[-1]:08d}").is_dir()
 
     eventually(lambda: state_of(service, run_id) == "CANCELLED")
-    assert service.order(run_id)["state"] == RunState.INTERRUPTED
+    stopped = service.order(run_id)
+    assert (stopped["state"], stopped["cancelled"]) == (RunState.INTERRUPTED, True)
     with service.store() as store:
         assert store.claims.get(claim.id).state is ClaimState.RELEASED
 

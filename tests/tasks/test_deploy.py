@@ -9,13 +9,20 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_KEY,
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
+    temporary_settings,
+)
 
 from slm_core.errors import ConfigError, StackError
 from tasks._automations import reconcile
-from tasks.deploy import deploy
+from tasks.deploy import _environment_to_deploy_in, deploy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -153,6 +160,34 @@ def test_it_says_whether_anybody_is_told(project: Path, tmp_path: Path) -> None:
         reconcile(())
         found = ask(lambda client: client.read_deployment_by_name("resume/run"))
         ask(lambda client: client.delete_deployment(found.id))
+
+
+def test_prefect_deploy_reaches_the_server_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_REPO", "/srv/here")
+    ours = {
+        PREFECT_API_URL: "https://prefect.example/api",
+        PREFECT_API_KEY: "key",
+        PREFECT_API_SSL_CERT_FILE: "/etc/ca.pem",
+        PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Team": "slm"},
+    }
+    with temporary_settings(ours):
+        found = _environment_to_deploy_in()
+    assert found["PREFECT_API_URL"] == "https://prefect.example/api"
+    assert found["PREFECT_API_KEY"] == "key"
+    assert found["PREFECT_API_SSL_CERT_FILE"] == "/etc/ca.pem"
+    assert found["PREFECT_CLIENT_CUSTOM_HEADERS"] == '{"X-Team": "slm"}'
+    assert "SLM_REPO" not in found  # it would be baked into the pull step
+
+
+def test_a_server_that_goes_away_before_the_automations_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr("tasks.deploy.crash_automations", away)
+    with pytest.raises(StackError, match="does not answer"):
+        told(project)
 
 
 def test_without_an_address_it_says_how_to_get_one() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from slm_core.errors import RecordNotFound, RecoveryExhausted, RunBusy
+from slm_core.errors import RecordNotFound, RecoveryExhausted, RunBusy, StoreError
 from slm_core.records import ClaimState, RunState, utc_now
 from slm_core.store import Store
 from slm_core.testing.records import make_call
@@ -21,6 +22,7 @@ from tasks._wiring import order_book
 from tasks.capture import take_claim
 from tasks.resuming import (
     MAX_ATTEMPTS,
+    bury_silent_runs,
     find_run,
     go_on,
     is_gone_for_good,
@@ -35,6 +37,10 @@ Later = Callable[[timedelta], None]
 def retrain() -> None: ...
 
 
+@flow(name="eval")
+def evaluate() -> None: ...
+
+
 @flow(name="something-else")
 def something_else() -> None: ...
 
@@ -45,7 +51,7 @@ def deployments(prefect_server: None) -> dict[str, UUID]:
     with get_client(sync_client=True) as client:
         return {
             one.name: client.create_deployment(client.create_flow(one), name="test")
-            for one in (retrain, something_else)
+            for one in (retrain, evaluate, something_else)
         }
 
 
@@ -196,6 +202,42 @@ def test_a_run_that_was_begun_too_often_is_given_up_and_its_claim_is_free(
     assert "attempt 4 of 4" in go_on(find_run(str(run.id)), max_attempts=4)
 
 
+def test_a_run_that_others_went_on_with_meanwhile_is_left_to_them(
+    store: Store, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(Running(), Crashed())
+    ordered(run)
+
+    def somebody_was_quicker(*_: object) -> None:
+        with get_client(sync_client=True) as client:
+            for state in (Scheduled(name="AwaitingRetry"), Running()):
+                client.set_flow_run_state(run.id, state, force=True)
+
+    monkeypatch.setattr("tasks.resuming._wait_for_its_end", somebody_was_quicker)
+    assert "moved on meanwhile" in go_on(find_run(str(run.id)))
+    assert state_of(run)[0] is StateType.RUNNING
+
+
+def test_giving_up_is_done_again_when_it_was_cut_short(
+    store: Store, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(Running(), Crashed(), retries=MAX_ATTEMPTS - 1)
+    ordered(run)
+    claim_id = claimed_by(store, str(run.id))
+
+    def locked(*_: object) -> None:
+        raise StoreError("The store is locked.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slm_core.store.claims.Claims.release", locked)
+        with pytest.raises(StoreError):
+            go_on(find_run(str(run.id)))
+    assert order_book().get(str(run.id)).state is RunState.RUNNING
+    with pytest.raises(RecoveryExhausted):
+        go_on(find_run(str(run.id)))
+    assert store.claims.get(claim_id).state is ClaimState.RELEASED
+
+
 def test_a_run_that_dies_before_its_first_line_is_not_begun_for_ever(
     store: Store, make_run: MakeRun
 ) -> None:
@@ -218,9 +260,11 @@ def test_what_the_automations_missed_is_overdue(
     wanted = {str(run.id) for run in (crashed, silent, never_began, server_died)}
 
     assert wanted <= {one.run_id for one in overdue_runs()}
-    for soon_or_late in (timedelta(seconds=30), timedelta(days=2)):
-        later(soon_or_late)
-        assert not wanted & {one.run_id for one in overdue_runs()}
+    later(timedelta(seconds=30))
+    assert not wanted & {one.run_id for one in overdue_runs()}
+    later(timedelta(days=2))  # what ended is history, what is shown at work holds its place
+    unended = {str(silent.id), str(never_began.id)}
+    assert wanted & {one.run_id for one in overdue_runs()} == unended
 
 
 @pytest.mark.usefixtures("later")
@@ -244,6 +288,38 @@ def test_what_lives_has_ended_or_needs_a_person_is_not_overdue(
     with order_book().carry_out(ordered(busy)):
         found = {one.run_id for one in overdue_runs()}
     assert not {str(run.id) for run in (*runs, busy)} & found
+
+
+def beat(run: FlowRun) -> None:
+    """Let the server record a sign of life."""
+    event = {
+        "id": str(uuid4()),
+        "event": "prefect.flow-run.heartbeat",
+        "occurred": utc_now().isoformat(),
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+    }
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[event])
+    deadline = time.monotonic() + 60
+    while _flow_runs.seconds_since_heartbeat(run) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_run_that_fell_silent_unnoticed_is_marked_whatever_its_flow(
+    store: Store, make_run: MakeRun, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.resuming._SECOND_LOOK_SECONDS", 0.0)
+    silent, busy, unknown = make_run(Running(), of="eval"), make_run(Running()), make_run(Running())
+    for run in (silent, busy):
+        beat(run)
+    with order_book().carry_out(ordered(busy)):
+        later(timedelta(minutes=2))
+        assert bury_silent_runs() == []
+        later(timedelta(days=2))
+        assert bury_silent_runs() == [silent.name]
+    assert state_of(silent)[0] is StateType.CRASHED
+    assert [state_of(run)[0] for run in (busy, unknown)] == [StateType.RUNNING] * 2
 
 
 def test_a_claim_is_free_once_its_run_is_gone_for_good(

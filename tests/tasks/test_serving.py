@@ -8,6 +8,7 @@ from slm_core.dataset import DatasetSpec, build
 from slm_core.errors import IllegalPromotion
 from slm_core.prompting.formats import render_completion
 from slm_core.records import Call, Dataset, DropReason, Stage, ToolUse
+from slm_core.serving import promote as promote_route
 from slm_core.settings import Settings
 from slm_core.store import Store
 from slm_core.testing.records import make_adapter, make_call, make_decision
@@ -68,6 +69,15 @@ def test_without_auto_promotion_the_adapter_waits_as_a_candidate(
 ) -> None:
     assert [row[2] for row in promote(dataset, live=False)] == [Stage.CANDIDATE, Stage.CANDIDATE]
     assert store.routes.live("weather-desk", "toolcall") is None
+
+
+def test_a_run_that_begins_again_leaves_what_a_person_let_go_on(
+    dataset: Dataset, store: Store
+) -> None:
+    promote(dataset, live=False)
+    move = {"adapter": make_adapter(), "decision": make_decision(), "who": "ann", "reason": "ok"}
+    promote_route(store, agent_name="intake", track="structured", to_stage=Stage.SHADOW, **move)
+    assert [row[2] for row in promote(dataset, live=False)] == [Stage.SHADOW, Stage.CANDIDATE]
 
 
 def test_a_track_that_the_adapter_was_not_trained_for_is_left_alone(

@@ -110,6 +110,11 @@ def test_a_run_that_goes_on_does_not_need_a_person_any_more(book: OrderBook) -> 
         assert not book.get("run-1").needs_person
 
 
+def test_a_cancelled_run_that_goes_on_is_cancelled_no_more(book: OrderBook) -> None:
+    with book.carry_out(order().model_copy(update={"cancelled": True})):
+        assert not book.get("run-1").cancelled
+
+
 def test_who_comes_while_a_run_stops_waits_for_it(book: OrderBook) -> None:
     begun, leave = threading.Event(), threading.Event()
 

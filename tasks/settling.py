@@ -1,0 +1,124 @@
+"""What was asked, approved or put into the traffic, and what no flow run looks after any more.
+
+A promotion may lie for days between two processes, and each of them may die. What they leave is
+found here, again and again, in the store and at the Prefect server. Each step may be repeated:
+it changes only what is still open.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from prefect.client.schemas.objects import StateType
+
+from slm_core.errors import StoreError
+from slm_core.presets import RetrainSpec
+from slm_core.records import Approval, ApprovalState, Promotion, Route, Stage, utc_now
+from slm_core.serving import carry_out, guard_routes
+from tasks import _flow_runs
+from tasks._events import announce
+from tasks._wiring import opened_store, order_book, step
+from tasks.promotion import start_promotion, tell_decided
+
+if TYPE_CHECKING:
+    from slm_core.store import Store
+
+log = logging.getLogger(__name__)
+
+CARRIED_OUT_WITHIN = timedelta(days=1)
+"""Moves that were approved longer ago are made only when somebody retries their run."""
+
+
+@step("guard the canaries")
+def guard_canaries() -> list[Promotion]:
+    """Take weak canaries back; return those moves."""
+    with opened_store() as store:
+        routes = guard_routes(store)
+        moves = [store.routes.history(route.agent_name, route.track)[-1] for route in routes]
+    for move in moves:
+        announce(
+            "slm.canary.stepped-back",
+            f"slm.promotion.{move.id}",
+            adapter_id=move.adapter_id,
+            routes=f"{move.agent_name}/{move.track}",
+            who=move.who,
+            reason=move.reason,
+        )
+    return moves
+
+
+@step("close what nobody can answer")
+def close_requests() -> list[Approval]:
+    """Close requests that waited too long or whose run was cancelled; return them."""
+    with opened_store() as store:
+        closed = list(store.approvals.expire())
+        for waiting in store.approvals.waiting():
+            run = _flow_runs.find(waiting.run_id)
+            if run is None or _flow_runs.state_of(run) is not StateType.CANCELLED:
+                continue
+            with suppress(StoreError):  # somebody else closed it in this moment
+                closed.append(
+                    store.approvals.decide(
+                        waiting.id, ApprovalState.REJECTED, who="rule", reason="run cancelled"
+                    )
+                )
+    for approval in closed:
+        tell_decided(approval)
+    return closed
+
+
+@step("make approved moves")
+def make_approved_moves() -> list[Route]:
+    """Make the moves of requests whose run died after it was approved; return their routes."""
+    routes: list[Route] = []
+    with opened_store() as store:
+        for approval in store.approvals.list():
+            if not _is_open(store, approval):
+                continue
+            try:
+                routes += carry_out(store, approval)
+            except StoreError as error:
+                if error.retryable:
+                    raise
+                # Its run says so too, red; others have moved these routes since.
+                log.info("approved and overtaken id=%s: %s", approval.id, error.message)
+            else:
+                log.warning("moves made for a run that had not id=%s", approval.id)
+    return routes
+
+
+@step("ask for new candidates")
+def ask_for_candidates() -> list[str]:
+    """Start the promotions that a retraining could not start; return their adapters."""
+    with opened_store() as store:
+        asked = {approval.adapter_id for approval in store.approvals.list()}
+        waiting = {r.adapter_id for r in store.routes.list() if r.stage is Stage.CANDIDATE} - asked
+        run_of = {adapter_id: store.adapters.get(adapter_id).run_id for adapter_id in waiting}
+    book = order_book()
+    started: list[str] = []
+    for adapter_id, run_id in sorted(run_of.items()):
+        order = book.find(run_id)
+        # Only a retraining asks by itself; who trains by hand asks by hand.
+        if order is not None and order.flow == "retrain" and not book.at_work(run_id):
+            start_promotion(adapter_id, RetrainSpec.model_validate(order.spec).promotion)
+            started.append(adapter_id)
+    return started
+
+
+def _is_open(store: Store, approval: Approval) -> bool:
+    """Whether a request was approved of late, and some of its moves were never made."""
+    decided = approval.decided_at
+    if approval.state is not ApprovalState.APPROVED or decided is None:
+        return False
+    if utc_now() - decided > CARRIED_OUT_WITHIN:
+        return False
+    return any(
+        all(
+            made.run_id != approval.run_id
+            for made in store.routes.history(move.agent_name, move.track)
+        )
+        for move in approval.moves
+    )
