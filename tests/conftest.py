@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -94,6 +95,16 @@ def slm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "slm-home"
     monkeypatch.setenv("SLM_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Commands and flows that run in this process set them for good; not for later tests."""
+    loggers = [logging.getLogger(name) for name in ("slm_core", "tasks", "flows")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

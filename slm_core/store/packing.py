@@ -65,8 +65,11 @@ def pack(call: Call, unusable: str | None) -> Packed:
             raise ValueError(f"created_at {call.created_at.isoformat()} has no time zone")
         for name, most in _MOST.items():
             value = getattr(call, name)
-            if value is not None and not 0 <= value <= most:  # so is NaN
-                raise ValueError(f"{name} is {value}, and must be from 0 to {most:,}")
+            # A clock that was set back makes a call end before it began: odd, but no reason to
+            # lose it.
+            least = -most if name == "seconds" else 0
+            if value is not None and not least <= value <= most:  # so is NaN
+                raise ValueError(f"{name} is {value}, and must be from {least:,} to {most:,}")
         parts = {part: to_json(value) for part, value in _parts(call).items()}
         row = {name: getattr(call, name) for name in _PLAIN}
         row |= {"tags": to_json(call.tags), "digest": call.digest(), "unusable": reason}
