@@ -49,9 +49,9 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         seconds, *modules = done.stderr.split()
         return float(seconds), set(modules)
 
-    (first, modules), (second, _) = measure(), measure()
-    assert modules & HEAVY == set()
-    assert min(first, second) < 0.5
+    measured = [measure() for _ in range(4)]  # the least disturbed one counts
+    assert measured[0][1] & HEAVY == set()
+    assert min(seconds for seconds, _ in measured) < 0.5
 
 
 def test_version(slm: Any) -> None:
