@@ -55,8 +55,9 @@ class Gateway:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="mine", max_retries=0, timeout=60)
 
     def ask(self, model: str, case: Example, conversation: str = "c", **options: Any) -> Any:
+        """Return the completion or, of a stream, its chunks: read before the client is closed."""
         with self.client() as client:
-            return client.chat.completions.create(
+            answer = client.chat.completions.create(
                 **{
                     "model": model,
                     "messages": [{"role": m.role, "content": m.content} for m in case.prompt],
@@ -70,6 +71,7 @@ class Gateway:
                     **options,
                 }
             )
+            return list(answer) if isinstance(answer, openai.Stream) else answer
 
     def counts(self, agent: str) -> Counter[str]:
         """Return what was counted for an agent, as ``role:outcome``."""
@@ -295,7 +297,7 @@ def test_who_is_live_answers_whole_streamed_and_with_native_calls(
     before = len(gateway.teacher.received)
     whole = gateway.ask(f"{agent}/structured", CASES[1])
     assert is_student(whole)
-    pieces = list(gateway.ask(f"{agent}/structured", CASES[1], stream=True))
+    pieces = gateway.ask(f"{agent}/structured", CASES[1], stream=True)
     assert all(is_student(piece) for piece in pieces)
     said = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
     assert said == whole.choices[0].message.content
