@@ -23,11 +23,11 @@ from slm_core.local_stack import LocalStack
 from slm_core.local_stack.ports import free_port
 from slm_core.local_stack.state import StackState
 from slm_core.presets import NANO, RetrainSpec, TestSetSpec
-from slm_core.records import TRACKS, Call, Example
+from slm_core.records import TRACKS
 from slm_core.settings import Settings
 from slm_core.store import Store, open_store
 from slm_core.testing.tiny_model import build_tiny_model
-from slm_core.testing.workload import agent_name, generate
+from slm_core.testing.workload import answered, generate
 
 ROOT = Path(__file__).parents[1]
 CALLS_PER_CLAIM = 20
@@ -100,7 +100,14 @@ class Service:
         """Leave the calls of one more claim in the spool; none asks what another one asked."""
         half = CALLS_PER_CLAIM // len(TRACKS)
         asked = [e for track in TRACKS for e in generate(self.spooled, half, "traffic", track)]
-        calls = [_call(self.spooled + n, example) for n, example in enumerate(asked)]
+        calls = [
+            answered(
+                example,
+                f"call-{number:06d}",
+                created_at=_CAPTURED_AT + timedelta(seconds=number),
+            )
+            for number, example in enumerate(asked, self.spooled)
+        ]
         self.settings.spool_dir.mkdir(parents=True, exist_ok=True)
         path = self.settings.spool_dir / f"calls-{self.spooled:06d}"
         path.write_text("".join(call.model_dump_json() + "\n" for call in calls))
@@ -157,20 +164,4 @@ def _plan(student: Path, epochs: int) -> RetrainSpec:
                 "threads": 1,
             }
         ),
-    )
-
-
-def _call(number: int, example: Example) -> Call:
-    return Call(
-        id=f"call-{number:06d}",
-        agent_type="sub-agent",
-        agent_name=agent_name(example.track),
-        model="nano-teacher",
-        conversation_id=f"talk-{number:06d}",
-        messages=example.prompt,
-        tools=example.tools,
-        track=example.track,
-        response=example.completion,
-        success=True,
-        created_at=_CAPTURED_AT + timedelta(seconds=number),
     )

@@ -2,12 +2,12 @@
 
     make up
     prefect deployment run status/now
-    python benchmarks/dashboard_pictures.py --out pictures
+    python -m benchmarks.dashboard_pictures --out pictures
 
 Needs Chromium (Debian: ``apt-get install chromium``) and a stack that is up. It asks the server
 which runs and artifacts there are and takes the newest of each kind; a kind that there is none of
-yet is named and left out. Pages of the dashboard come with their own scripts, so Chromium gets some
-seconds of virtual time for each.
+yet is named and left out. Pages of the dashboard load their content by scripts, so each gets some
+seconds. The approval form is that of a promotion that waits.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 
+from benchmarks.browser import Browser, chromium
+
 WIDTH = 1440
+_LOAD_SECONDS = 4.0
 ARTIFACTS = ("status", "training-live", "report", "arms", "attempts", "plots", "gpu-machine")
 FLOWS = ("retrain", "train", "eval", "status", "promote", "check-gpus")
 
@@ -35,6 +37,8 @@ class Page(NamedTuple):
     name: str
     address: str
     height: int = 1000
+    clicks: tuple[str, ...] = ()
+    """Texts of what is to be clicked first, in order."""
 
 
 def main() -> None:
@@ -48,13 +52,14 @@ def main() -> None:
     home = Path(os.environ.get("SLM_HOME", ".slm"))
     arguments.out.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for page in (*of_dashboard(api), *of_files(home)):
-        if arguments.only and arguments.only not in page.name:
-            continue
-        path = arguments.out / f"{page.name}.png"
-        taken = take(arguments.chromium, page, path)
-        failed += not taken
-        print(f"{page.name:24} {path if taken else 'no picture'}")
+    with chromium(arguments.chromium) as browser:
+        for page in (*of_dashboard(api), *of_files(home)):
+            if arguments.only and arguments.only not in page.name:
+                continue
+            path = arguments.out / f"{page.name}.png"
+            taken = take(browser, page, path)
+            failed += not taken
+            print(f"{page.name:24} {path if taken else 'no picture'}")
     sys.exit(1 if failed else 0)
 
 
@@ -76,6 +81,12 @@ def of_dashboard(api: str) -> Iterator[Page]:
         page = f"{site}/runs/flow-run/{run['id']}"
         yield Page(f"run-{name}", page, 1100)
         yield Page(f"run-{name}-artifacts", f"{page}?tab=Artifacts", 1100)
+    waiting = next((run for run in runs if run["state_type"] == "PAUSED"), None)
+    if waiting is None:
+        print(f"{'approval-form':24} none yet")
+    else:
+        run = f"{site}/runs/flow-run/{waiting['id']}"
+        yield Page("approval-form", run, 1600, ("Open menu", "Resume"))
     for key in ARTIFACTS:
         found = _ask(
             f"{api}/artifacts/filter",
@@ -99,34 +110,17 @@ def of_files(home: Path) -> Iterator[Page]:
         yield Page("report-page", reports[-1].resolve().as_uri(), 3000)
 
 
-def take(chromium: str, page: Page, path: Path) -> bool:
-    """Take one picture; return whether there is one."""
+def take(browser: Browser, page: Page, path: Path) -> bool:
+    """Take one picture; return whether it shows what it should."""
     path.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="slm-chromium-") as profile:
-        subprocess.run(
-            [
-                chromium,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-                "--hide-scrollbars",
-                f"--user-data-dir={profile}",
-                f"--window-size={WIDTH},{page.height}",
-                "--virtual-time-budget=15000",
-                f"--screenshot={path.resolve()}",
-                page.address,
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=120,
-            check=False,
-        )
-    return path.exists()
+    browser.go(page.address, WIDTH, page.height)
+    time.sleep(_LOAD_SECONDS)
+    for text in page.clicks:
+        if not browser.click(text):
+            return False
+        time.sleep(_LOAD_SECONDS)
+    browser.picture(path)
+    return True
 
 
 def _ask(address: str, **body: Any) -> list[dict[str, Any]]:

@@ -47,11 +47,13 @@ class Result(NamedTuple):
 
     name: str
     state: str
+    green: bool
+    """Whether it is a state of the type Completed, under whatever name."""
     waited: float
     ran: float
-    direct: float | None
+    direct: float | None = None
     """None when it was not called directly."""
-    message: str
+    message: str = ""
 
     @property
     def overhead(self) -> float | None:
@@ -91,8 +93,8 @@ class Bench:
         }
         return {name: case for name, case in found.items() if name in self.entrypoints}
 
-    def run(self, name: str, parameters: dict[str, Any]) -> tuple[str, float, float, str]:
-        """Return state, seconds waited, seconds run and message of one flow run."""
+    def run(self, name: str, parameters: dict[str, Any]) -> Result:
+        """Run a deployment once, through its worker."""
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.objects import FlowRun
         from prefect.deployments import run_deployment
@@ -105,16 +107,22 @@ class Bench:
             while True:
                 run = client.read_flow_run(begun.id)
                 if run.state is None or time.monotonic() > deadline:
-                    return "still at work", 0.0, LONGEST_SECONDS, "not done in time"
+                    return Result(name, "still at work", False, 0.0, LONGEST_SECONDS)
                 if run.state.is_final():
                     break
                 if run.state.is_paused():
                     client.resume_flow_run(run.id, run_input=APPROVAL)
                 time.sleep(0.5)
         if run.start_time is None or run.expected_start_time is None:
-            return run.state.name, 0.0, 0.0, run.state.message or "it never began"
-        waited = (run.start_time - run.expected_start_time).total_seconds()
-        return run.state.name, waited, run.total_run_time.total_seconds(), run.state.message or ""
+            return Result(name, run.state.name, False, 0.0, 0.0)
+        return Result(
+            name,
+            run.state.name,
+            run.state.is_completed(),
+            waited=(run.start_time - run.expected_start_time).total_seconds(),
+            ran=run.total_run_time.total_seconds(),
+            message=run.state.message or "",
+        )
 
     def direct(self, name: str, parameters: dict[str, Any]) -> float:
         """Return the seconds of the flow's body without Prefect."""
@@ -223,25 +231,13 @@ class Bench:
 
     def _leave_calls(self) -> None:
         """Leave one claim's worth of captured calls in the spool."""
-        from slm_core.records import TRACKS, Call
-        from slm_core.testing.workload import agent_name, generate
+        from slm_core.records import TRACKS
+        from slm_core.testing.workload import answered, generate
 
         self._calls += 1
         seed = 10_000 + int(time.time()) + self._calls
         calls = [
-            Call(
-                id=_fresh("call"),
-                agent_type="sub-agent",
-                agent_name=agent_name(track),
-                model="nano-teacher",
-                conversation_id=example.conversation_id,
-                messages=example.prompt,
-                tools=example.tools,
-                track=track,
-                response=example.completion,
-                success=True,
-                created_at=datetime.now(UTC),
-            )
+            answered(example, _fresh("call"), created_at=datetime.now(UTC))
             for track in TRACKS
             for example in generate(seed, CLAIM // len(TRACKS), "traffic", track)
         ]
@@ -274,9 +270,10 @@ def measure(
     bench: Bench, name: str, parameters: Callable[[], dict[str, Any]], *, once: bool
 ) -> Result:
     """Run one deployment, then the same directly."""
-    state, waited, ran, message = bench.run(name, parameters())
-    direct = None if once or name in NOT_DIRECT else bench.direct(name, parameters())
-    return Result(name, state, waited, ran, direct, message)
+    result = bench.run(name, parameters())
+    if once or name in NOT_DIRECT:
+        return result
+    return result._replace(direct=bench.direct(name, parameters()))
 
 
 def table(results: list[Result]) -> str:
@@ -334,14 +331,9 @@ def main() -> None:
     overheads = [one.overhead for one in results if one.overhead is not None]
     if overheads:
         say(f"Overhead: median {median(overheads):.1f} s, at most {max(overheads):.1f} s.")
-    red = [f"{one.name}: {one.state}: {one.message}" for one in results if not green(one)]
+    red = [f"{one.name}: {one.state}: {one.message}" for one in results if not one.green]
     if red:
         raise SystemExit("not green:\n" + "\n".join(red))
-
-
-def green(result: Result) -> bool:
-    """Whether the run ended well: Completed, under whatever name."""
-    return result.state in ("Completed", "Skipped", "NoGpus")
 
 
 def run_all(stack: Any, options: argparse.Namespace) -> list[Result]:
@@ -364,7 +356,7 @@ def run_all(stack: Any, options: argparse.Namespace) -> list[Result]:
             for name in options.only or cases:
                 one = measure(bench, name, cases[name], once=options.once)
                 results.append(one)
-                say(f"{table([one]).splitlines()[-1]} {'' if green(one) else one.message}")
+                say(f"{table([one]).splitlines()[-1]} {'' if one.green else one.message}")
         finally:
             client.resume_deployment(spool.id)
     return results

@@ -25,7 +25,7 @@ def main() -> None:
     import prefect.artifacts
     from prefect import Task
 
-    def call(task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(task: Task[..., Any], *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
         return task.fn(*args, **kwargs)
 
     Task.__call__ = call  # type: ignore[method-assign]
