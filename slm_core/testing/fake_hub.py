@@ -6,12 +6,11 @@ No weights can be had here; asking for some is noted, for a test to see.
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from slm_core.testing.loopback import LoopbackHandler, LoopbackServer
 
 GOOD_TOKEN = "hf_good"
 """Of an account that has accepted every licence."""
@@ -63,10 +62,11 @@ class HubModel:
         }
 
 
-class FakeHub:
+class FakeHub(LoopbackServer):
     """A hub on this machine that holds ``models``; answers after ``delay_seconds``."""
 
     def __init__(self, models: dict[str, HubModel], *, delay_seconds: float = 0.0) -> None:
+        super().__init__(_Handler)
         self.models = models
         self.delay_seconds = delay_seconds
         self.status: int | None = None
@@ -74,49 +74,12 @@ class FakeHub:
         self.asked: list[str] = []
         """Every path, in order."""
 
-    def __enter__(self) -> FakeHub:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub._answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
-        path = request.path.split("?")[0]
-        self.asked.append(path)
-        time.sleep(self.delay_seconds)
-        token = request.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        status, headers, body = self._page(path, token)
-        data = json.dumps(body).encode()
-        request.send_response(status)
-        for name, value in headers.items():
-            request.send_header(name, value)
-        request.send_header("Content-Type", "application/json")
-        request.send_header("Content-Length", str(len(data)))
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(data)
-
-    def _page(self, path: str, token: str | None) -> tuple[int, dict[str, str], Any]:
+    def page(self, path: str, token: str | None) -> tuple[int, dict[str, str], Any]:
+        """Return status, headers and body of one page, as the owner of ``token`` sees it."""
         if self.status is not None:
             return self.status, {}, {"error": "out of order"}
         if token not in (None, GOOD_TOKEN, STRANGER_TOKEN):
-            said = {"X-Error-Message": "Invalid credentials in Authorization header"}
+            said = {"X_Error_Message": "Invalid credentials in Authorization header"}
             return 401, said, {"error": "Invalid credentials"}
         if path == "/api/whoami-v2":
             name = {GOOD_TOKEN: "ada", STRANGER_TOKEN: "mallory"}.get(token or "")
@@ -130,9 +93,23 @@ class FakeHub:
             if path == f"/{name}/resolve/main/config.json":
                 return (200, {}, model.config) if open_to else _gate(token)
         # The hub does not tell a stranger whether a private model exists.
-        return (404 if token else 401), {"X-Error-Code": "RepoNotFound"}, {"error": "not found"}
+        return (404 if token else 401), {"X_Error_Code": "RepoNotFound"}, {"error": "not found"}
+
+
+class _Handler(LoopbackHandler):
+    owner: FakeHub
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        self.owner.asked.append(path)
+        time.sleep(self.owner.delay_seconds)
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        status, headers, body = self.owner.page(path, token)
+        self.answer(status, body, **headers)
+
+    do_HEAD = do_GET
 
 
 def _gate(token: str | None) -> tuple[int, dict[str, str], Any]:
     status = 403 if token else 401
-    return status, {"X-Error-Code": "GatedRepo"}, {"error": "gated"}
+    return status, {"X_Error_Code": "GatedRepo"}, {"error": "gated"}

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Any, Self
+from typing import Any
+
+from slm_core.testing.loopback import LoopbackHandler, LoopbackServer
 
 _OID = "0123456789abcdef" * 2 + "01234567"
 
@@ -25,37 +25,21 @@ class Repo:
     messages: list[str] = field(default_factory=list)
 
 
-class HubReceiver:
-    """The server; a context manager. ``repos`` holds what arrived."""
+class HubReceiver(LoopbackServer):
+    """The server; a context manager. ``repos`` holds what arrived.
+
+    ``base_url`` is the value for ``HF_ENDPOINT``.
+    """
 
     def __init__(self, *, token: str = "hf_test") -> None:
+        super().__init__(_Handler)
         self.token = token
         self.repos: dict[str, Repo] = {}
         self.bodies: list[bytes] = []
         """Everything that was sent, as it came."""
-        receiver = self
-
-        class Handler(_Handler):
-            owner = receiver
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-
-    @property
-    def base_url(self) -> str:
-        """Where it listens: the value for ``HF_ENDPOINT``."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     owner: HubReceiver
     protocol_version = "HTTP/1.1"
 
@@ -71,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"id": name, "private": repo.private, "tags": [], "siblings": files})
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
+        body = self.body()
         if self._refused():
             return
         self.owner.bodies.append(body)
@@ -122,14 +106,4 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _answer(self, status: int, said: dict[str, Any]) -> None:
-        data = json.dumps(said).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        if status >= 400:
-            self.send_header("x-error-message", said["error"])
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet: the tests look at what arrived."""
+        self.answer(status, said, **({"x_error_message": said["error"]} if status >= 400 else {}))

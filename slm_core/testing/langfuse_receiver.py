@@ -12,14 +12,13 @@ import json
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
+from slm_core.testing.loopback import LoopbackHandler, LoopbackServer
 from slm_core.tracing import LangfuseConfig
 
 UPLOADS = "/api/public/otel/v1/traces"
@@ -43,7 +42,7 @@ class ReceivedSpan:
     arrived: float = field(default_factory=time.monotonic)
 
 
-class LangfuseReceiver:
+class LangfuseReceiver(LoopbackServer):
     """The server; a context manager. Attributes hold what arrived."""
 
     def __init__(
@@ -55,6 +54,7 @@ class LangfuseReceiver:
         shown_after_seconds: float = 0.0,
         can_read_back: bool = True,
     ) -> None:
+        super().__init__(_Handler)
         self.public_key = public_key
         self.secret_key = secret_key
         self.version = version
@@ -66,18 +66,6 @@ class LangfuseReceiver:
         """Headers of each upload, in lower case."""
         self.upload_faults: deque[Fault] = deque()
         self.score_faults: deque[int] = deque()
-        receiver = self
-
-        class Handler(_Handler):
-            owner = receiver
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-
-    @property
-    def base_url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def config(self, **changes: Any) -> LangfuseConfig:
         """Return a configuration with the right keys and short waits."""
@@ -90,46 +78,35 @@ class LangfuseReceiver:
         }
         return LangfuseConfig(**(values | changes))
 
-    def __enter__(self) -> Self:
-        Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     owner: LangfuseReceiver
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
         if address.path == "/api/public/health":
-            self._answer(200, {"status": "OK", "version": self.owner.version})
+            self.answer(200, {"status": "OK", "version": self.owner.version})
         elif not self._known_keys():
-            self._answer(401, {"message": "Invalid credentials"})
+            self.answer(401, {"message": "Invalid credentials"})
         elif address.path == "/api/public/projects":
             project = {"id": "p1", "name": "test", "metadata": {}}
             project["organization"] = {"id": "o1", "name": "test"}
-            self._answer(200, {"data": [project]})
+            self.answer(200, {"data": [project]})
         elif address.path == "/api/public/v2/observations" and self.owner.can_read_back:
-            self._answer(200, self._observations(parse_qs(address.query)))
+            self.answer(200, self._observations(parse_qs(address.query)))
         else:
-            self._answer(404, {"message": "Not found"})
+            self.answer(404, {"message": "Not found"})
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self.body()
         if not self._known_keys():
-            self._answer(401, {"message": "Invalid credentials"})
+            self.answer(401, {"message": "Invalid credentials"})
         elif self.path == UPLOADS:
             self._take_spans(body)
         elif self.path == "/api/public/scores":
             self._take_scores(body)
         else:
-            self._answer(404, {"message": "Not found"})
+            self.answer(404, {"message": "Not found"})
 
     def _take_spans(self, body: bytes) -> None:
         self.owner.uploads.append({key.lower(): value for key, value in self.headers.items()})
@@ -139,19 +116,19 @@ class _Handler(BaseHTTPRequestHandler):
                 body = gzip.decompress(body)
             self.owner.spans += _decode(ExportTraceServiceRequest.FromString(body))
         if isinstance(fault, int):
-            self._answer(fault, {"message": "scripted"})
+            self.answer(fault, {"message": "scripted"})
         elif fault is None:
-            self._answer(200, {})
+            self.answer(200, {})
         else:
             self.close_connection = True  # the client sees no answer
 
     def _take_scores(self, body: bytes) -> None:
         if self.owner.score_faults:
-            self._answer(self.owner.score_faults.popleft(), {"message": "scripted"})
+            self.answer(self.owner.score_faults.popleft(), {"message": "scripted"})
             return
         for score in json.loads(body):
             self.owner.scores[score["id"]] = score
-        self._answer(202, {"message": "Accepted"})
+        self.answer(202, {"message": "Accepted"})
 
     def _observations(self, query: dict[str, list[str]]) -> dict[str, Any]:
         shown = [
@@ -171,14 +148,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _known_keys(self) -> bool:
         keys = f"{self.owner.public_key}:{self.owner.secret_key}".encode()
         return self.headers.get("authorization") == f"Basic {base64.b64encode(keys).decode()}"
-
-    def _answer(self, status: int, value: dict[str, Any]) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 def _decode(request: ExportTraceServiceRequest) -> list[ReceivedSpan]:

@@ -7,10 +7,10 @@ The last user message of a request says how it is answered: by the text given fo
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
+
+from slm_core.testing.loopback import LoopbackHandler, LoopbackServer
 
 WISHES = {
     "tool": "one call of the tool `book`, its arguments in two pieces when streamed",
@@ -38,36 +38,22 @@ class Received(NamedTuple):
     body: dict[str, Any]
 
 
-class FakeProvider:
+class FakeProvider(LoopbackServer):
     """The server, as a context manager."""
 
     def __init__(self, answers: Mapping[str, str] | None = None) -> None:
         """Prepare to answer the messages in ``answers`` with the texts given there."""
+        super().__init__(_Handler)
+        self.answers = answers or {}
         self.received: list[Received] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.received = self.received  # type: ignore[attr-defined]
-        self._server.answers = answers or {}  # type: ignore[attr-defined]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
-        )
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def client(self, kind: ClientKind) -> Any:
         """Return a client of the OpenAI library for this server; close it after use."""
         import openai
 
-        plain = {"base_url": f"{self.address}/v1", "api_key": "key", "max_retries": 0}
+        plain = {"base_url": f"{self.base_url}/v1", "api_key": "key", "max_retries": 0}
         azure = {
-            "azure_endpoint": self.address,
+            "azure_endpoint": self.base_url,
             "api_key": "key",
             "api_version": "2024-10-21",
             "max_retries": 0,
@@ -82,15 +68,16 @@ class FakeProvider:
         return make(**options)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
+    owner: FakeProvider
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.received.append(Received(self.path, body))  # type: ignore[attr-defined]
+        body = json.loads(self.body())
+        self.owner.received.append(Received(self.path, body))
         wish = body["messages"][-1]["content"]
-        text = self.server.answers.get(wish, TEXT)  # type: ignore[attr-defined]
+        text = self.owner.answers.get(wish, TEXT)
         if wish == "error":
             self._send(429, "application/json", [b'{"error": {"message": "slow down"}}'])
         elif body.get("stream"):
@@ -116,9 +103,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(part)
         except ConnectionError:  # the client left early
             self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 def _calls_tool(wish: str) -> bool:

@@ -6,19 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slm_core.dataset import DatasetSpec
 from slm_core.presets import NANO, EvalSpec, RetrainSpec
 from slm_core.presets import TestSetSpec as CasesSpec
-from slm_core.records import TRACKS, Call, Example
+from slm_core.records import TRACKS, Call, Example, Stage
 from slm_core.settings import Settings
 from slm_core.store import Store, open_store
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
 from slm_core.testing.provider import FakeProvider
-from slm_core.testing.workload import Pool, agent_name, generate
-from tasks import _wiring
+from slm_core.testing.records import make_decision
+from slm_core.testing.routes import move
+from slm_core.testing.workload import Pool, answered, generate
+from tasks import _wiring, promotion, settling
 
 CAPTURED_AT = datetime(2026, 3, 1, tzinfo=UTC)
 THRESHOLD = 20
@@ -28,23 +31,6 @@ CASES = CasesSpec(rows_per_track=3, seed=7)
 def examples(seed: int, count: int, pool: Pool) -> list[Example]:
     """Return ``count`` examples of each track."""
     return [example for track in TRACKS for example in generate(seed, count, pool, track)]
-
-
-def as_call(number: int, example: Example) -> Call:
-    """Return the call in which a teacher gave the right answer to ``example``."""
-    return Call(
-        id=f"call-{number:03d}",
-        agent_type="sub-agent",
-        agent_name=agent_name(example.track),
-        model="gpt-4o",
-        conversation_id=f"talk-{number:03d}",
-        messages=example.prompt,
-        tools=example.tools,
-        track=example.track,
-        response=example.completion,
-        success=True,
-        created_at=CAPTURED_AT + timedelta(seconds=number),
-    )
 
 
 @dataclass
@@ -65,7 +51,7 @@ class Service:
             "SLM_HOME": str(self.folder),
             "SLM_RETRAIN_THRESHOLD": str(THRESHOLD),
             "SLM_TEACHER_MODEL": "gpt-4o",
-            "AZURE_ENDPOINT": self.teacher.address,
+            "AZURE_ENDPOINT": self.teacher.base_url,
             "AZURE_API_KEY": "key",
         }
         _wiring.configure(Settings.from_env(given | more))
@@ -96,7 +82,15 @@ class Service:
         """
         asked = examples(0, THRESHOLD // 2, "traffic")
         asked[:leaked] = self.cases()[:leaked]
-        calls = [as_call(number, example) for number, example in enumerate(asked)]
+        calls = [
+            answered(
+                example,
+                f"call-{number:03d}",
+                model="gpt-4o",
+                created_at=CAPTURED_AT + timedelta(seconds=number),
+            )
+            for number, example in enumerate(asked)
+        ]
         with self.store() as store:
             store.calls.add(calls, lambda call: None)
             (claim,) = store.claims.make(THRESHOLD)
@@ -175,3 +169,26 @@ def service(make_service: Callable[[], Service]) -> Iterator[Service]:
     """A service without any call yet, and without waiting between two tries."""
     yield make_service()
     _wiring._settings.clear()
+
+
+@pytest.fixture
+def store(service: Service) -> Iterator[Store]:
+    """A store with one candidate for two agents."""
+    with service.store() as store:
+        store.decisions.save(make_decision())
+        for agent in ("desk", "intake"):
+            move(store, Stage.CANDIDATE, agent)
+        yield store
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What promotions announce: events with their payload."""
+    events: list[tuple[str, dict[str, Any]]] = []
+
+    def note(event: str, resource_id: str, **payload: Any) -> None:
+        events.append((event, payload))
+
+    monkeypatch.setattr(promotion, "announce", note)
+    monkeypatch.setattr(settling, "announce", note)
+    return events

@@ -83,7 +83,7 @@ def environment(service: Any) -> dict[str, str]:
         "SLM_HOME": str(service.folder),
         "SLM_RETRAIN_THRESHOLD": "20",
         "SLM_TEACHER_MODEL": "gpt-4o",
-        "AZURE_ENDPOINT": service.teacher.address,
+        "AZURE_ENDPOINT": service.teacher.base_url,
         "AZURE_API_KEY": "key",
         "PREFECT_API_URL": str(PREFECT_API_URL.value()),
     }

@@ -6,12 +6,9 @@ against a service that repeats the key it was sent. Then everything that was wri
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -23,6 +20,7 @@ from flows.retrain_student import retrain_student
 from slm_core.settings import Settings
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
 from slm_core.testing.leaks import files, find_leaks, tables
+from slm_core.testing.loopback import LoopbackHandler, LoopbackServer
 from slm_core.testing.records import make_call
 from tasks import _wiring
 from tasks.capture import take_claim
@@ -38,33 +36,21 @@ CANARIES = {
 PASSWORD = "canary-database-password-5f0c9"
 
 
-class Repeater(BaseHTTPRequestHandler):
+class Repeater(LoopbackHandler):
     """Refuses every request in words that hold the key it was sent."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body()
         key = self.headers.get("api-key") or self.headers.get("Authorization")
-        body = json.dumps({"error": {"message": f"Incorrect API key provided: {key}"}}).encode()
-        self.send_response(401)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(401, {"error": {"message": f"Incorrect API key provided: {key}"}})
 
     do_GET = do_POST
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
 def repeater() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Repeater) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with LoopbackServer(Repeater) as server:
+        yield server.base_url
 
 
 class Lines(logging.Handler):

@@ -24,11 +24,10 @@ from slm_core.capture import drain_spool
 from slm_core.capture.usability import usable
 from slm_core.prompting.prefix import PREFIXES
 from slm_core.records import Adapter, Example, Stage
-from slm_core.serving import promote
 from slm_core.serving.exchange import Question
-from slm_core.store import Store, open_store
+from slm_core.store import open_store
 from slm_core.testing.provider import THREE_WORDS, FakeProvider
-from slm_core.testing.records import make_decision
+from slm_core.testing.routes import move
 from slm_core.testing.tiny_adapter import build_tiny_adapter
 from slm_core.testing.workload import generate
 
@@ -97,7 +96,8 @@ class Gateway:
         with open_store(self.database) as store:
             for stage in (Stage.SHADOW, Stage.CANARY, Stage.LIVE):
                 for track in ("structured", "toolcall"):
-                    move(store, adapter, agent, track, stage, share)
+                    given = {"share": share} if stage is Stage.CANARY else {}
+                    move(store, stage, agent, adapter=adapter, track=track, **given)
                 if stage is to:
                     break
         eventually(lambda: self.stages(agent) == [[to], [to]], lambda: self.stages(agent))
@@ -116,22 +116,6 @@ class Gateway:
             yield
         finally:
             worker.send_signal(signal.SIGCONT)
-
-
-def move(
-    store: Store, adapter: Adapter, agent: str, track: Any, to: Stage, share: float | None
-) -> None:
-    promote(
-        store,
-        adapter=adapter,
-        agent_name=agent,
-        track=track,
-        decision=make_decision(adapter_id=adapter.id),
-        who="ann",
-        reason="test",
-        to_stage=to,
-        share=share if to is Stage.CANARY else None,
-    )
 
 
 def eventually(check: Any, found: Any = lambda: "", seconds: float = 500.0) -> None:
@@ -185,7 +169,7 @@ def gateway(
         environment = os.environ | {
             "SLM_HOME": str(home),
             "SLM_SERVER_API_KEY": "mine",
-            "AZURE_ENDPOINT": teacher.address,
+            "AZURE_ENDPOINT": teacher.base_url,
             "AZURE_API_KEY": "the-teachers",
             "SLM_TEACHER_MODEL": "gpt-4o",
         }

@@ -25,7 +25,7 @@ def test_the_example_captures_a_call(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     with FakeProvider() as provider:
-        exec(example.replace(ADDRESS, provider.address), names)
+        exec(example.replace(ADDRESS, provider.base_url), names)
         names["client"].close()  # type: ignore[attr-defined]
         names["tracer"].close()  # type: ignore[attr-defined]
     assert "written=1" in capsys.readouterr().out

@@ -8,9 +8,10 @@ aside) and phrasings of one pool never occur in another.
 from slm_core.testing.workload.generator import (
     FORMAT_LINES,
     agent_name,
+    answered,
     generate,
     make_example,
 )
 from slm_core.testing.workload.pools import POOLS, Pool
 
-__all__ = ["FORMAT_LINES", "POOLS", "Pool", "agent_name", "generate", "make_example"]
+__all__ = ["FORMAT_LINES", "POOLS", "Pool", "agent_name", "answered", "generate", "make_example"]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from slm_core.prompting.formats import render_completion
-from slm_core.records import Example, Message, Tool, ToolUse, Track, content_id
+from slm_core.records import Call, Example, Message, Tool, ToolUse, Track, content_id
 from slm_core.testing.workload import phrasing, pools
 from slm_core.testing.workload.pools import Pool, draw_word
 from slm_core.testing.workload.values import draw_parameter_name, draw_schema, draw_value
@@ -69,6 +70,25 @@ def make_example(rng: random.Random, pool: Pool, track: Track) -> Example:
         conversation_id=content_id("talk", body),
         domain=asked_for.split("_")[0],
         tags={"pool": pool},
+    )
+
+
+def answered(
+    example: Example, call_id: str, *, model: str = "nano-teacher", created_at: datetime
+) -> Call:
+    """Return the call in which ``model`` gave the right answer to ``example``."""
+    return Call(
+        id=call_id,
+        agent_type="sub-agent",
+        agent_name=agent_name(example.track),
+        model=model,
+        conversation_id=f"talk-of-{call_id}",
+        messages=example.prompt,
+        tools=example.tools,
+        track=example.track,
+        response=example.completion,
+        success=True,
+        created_at=created_at,
     )
 
 

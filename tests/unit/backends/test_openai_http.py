@@ -8,7 +8,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from slm_core.backends.base import Backend, Request
 from slm_core.backends.openai_http import FAILURES, OpenAiBackend, failure_kind
 from slm_core.errors import BackendUnavailable, ConfigError
 from slm_core.records import Message, ToolUse
+from slm_core.testing.loopback import LoopbackHandler, LoopbackServer
 from slm_core.testing.records import WEATHER
 
 Reply = tuple[int, Any]
@@ -46,10 +46,11 @@ def native(*calls: tuple[str, str]) -> list[dict[str, Any]]:
     ]
 
 
-class Script:
+class Script(LoopbackServer):
     """Answers by a function of the last message; keeps what was asked."""
 
     def __init__(self) -> None:
+        super().__init__(Handler)
         self.reply: Callable[[str], Reply] = lambda said: (200, chat(said.upper()))
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
@@ -58,45 +59,33 @@ class Script:
         self.lock = threading.Lock()
 
 
-@pytest.fixture
-def script() -> Script:
-    return Script()
+class Handler(LoopbackHandler):
+    owner: Script
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        script, body = self.owner, json.loads(self.body())
+        with script.lock:
+            script.bodies.append(body)
+            script.paths.append(self.path)
+            script.headers.append({k.lower(): v for k, v in self.headers.items()})
+            script.active += 1
+            script.peak = max(script.peak, script.active)
+        status, said = script.reply(body["messages"][-1]["content"])
+        with script.lock:
+            script.active -= 1
+        self.answer(status, said, retry_after_ms="1")
 
 
 @pytest.fixture
-def url(script: Script) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+def script() -> Iterator[Script]:
+    with Script() as script:
+        yield script
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with script.lock:
-                script.bodies.append(body)
-                script.paths.append(self.path)
-                script.headers.append({k.lower(): v for k, v in self.headers.items()})
-                script.active += 1
-                script.peak = max(script.peak, script.active)
-            status, answer = script.reply(body["messages"][-1]["content"])
-            with script.lock:
-                script.active -= 1
-            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            self.wfile.write(data)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+@pytest.fixture
+def url(script: Script) -> str:
+    return script.base_url
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ def test_a_teacher_that_is_away_or_refuses_fails(slm_home: Path) -> None:
     assert away.health is Health.FAIL
     assert "hunter2" not in away.seen
     with FakeProvider({}) as provider:
-        there = outside.teacher(settings(slm_home, AZURE_ENDPOINT=provider.address, **key))
+        there = outside.teacher(settings(slm_home, AZURE_ENDPOINT=provider.base_url, **key))
     assert there.health is Health.PASS
 
 

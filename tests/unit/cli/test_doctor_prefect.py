@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +20,44 @@ from slm_core.errors import PrefectUnavailable
 from slm_core.records import Health, RunState
 from slm_core.settings import Settings
 from slm_core.store import Store
+from slm_core.testing.loopback import LoopbackHandler, LoopbackServer
 from slm_core.training.orders import Order, OrderBook
 
 RUN = "11111111-2222-4333-8444-555555555555"
 LONG_AGO = "2026-01-01T00:00:00+00:00"
 
 
-class FakePrefect:
+class FakePrefect(LoopbackServer):
     """A server that gives ``answers[path]``: JSON, or a status code; runs by their state."""
 
     def __init__(self) -> None:
+        super().__init__(Handler)
         self.answers: dict[str, Any] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.login: str | None = None
-        fake = self
+        self.url = f"{self.base_url}/api"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._answer({})
 
-            def do_POST(self) -> None:
-                self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+class Handler(LoopbackHandler):
+    owner: FakePrefect
 
-            def _answer(self, body: dict[str, Any]) -> None:
-                path = self.path.removeprefix("/api")
-                fake.asked.append((path, body))
-                found = fake.answers.get(path, 404)
-                if path == "/flow_runs/filter":
-                    found = [run for run in found if is_wanted(run, body["flow_runs"]["state"])]
-                if fake.login and self.headers["Authorization"] != fake.login:
-                    found = 401
-                if isinstance(found, list) and "offset" in body:
-                    found = found[body["offset"] : body["offset"] + body["limit"]]
-                status = found if isinstance(found, int) else 200
-                said = b"<html>" if found == "html" else json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(said)))
-                self.end_headers()
-                self.wfile.write(said)
+    def do_GET(self) -> None:
+        self.say({})
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
+    def do_POST(self) -> None:
+        self.say(json.loads(self.body()))
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/api"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def say(self, body: dict[str, Any]) -> None:
+        path = self.path.removeprefix("/api")
+        self.owner.asked.append((path, body))
+        found = self.owner.answers.get(path, 404)
+        if path == "/flow_runs/filter":
+            found = [run for run in found if is_wanted(run, body["flow_runs"]["state"])]
+        if self.owner.login and self.headers["Authorization"] != self.owner.login:
+            found = 401
+        if isinstance(found, list) and "offset" in body:
+            found = found[body["offset"] : body["offset"] + body["limit"]]
+        self.answer(found if isinstance(found, int) else 200, found)
 
 
 def is_wanted(run: dict[str, Any], state: dict[str, Any]) -> bool:
@@ -83,9 +68,8 @@ def is_wanted(run: dict[str, Any], state: dict[str, Any]) -> bool:
 
 @pytest.fixture
 def prefect() -> Iterator[FakePrefect]:
-    fake = FakePrefect()
-    yield fake
-    fake.close()
+    with FakePrefect() as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -296,7 +280,7 @@ def test_the_client_logs_in_and_pages(prefect: FakePrefect) -> None:
 
 
 def test_what_is_no_prefect_is_named(prefect: FakePrefect) -> None:
-    prefect.answers["/admin/version"] = "html"
+    prefect.answers["/admin/version"] = b"<html>"
     with PrefectClient(prefect.url) as client:
         with pytest.raises(PrefectUnavailable, match="no Prefect API"):
             client.get("/admin/version")

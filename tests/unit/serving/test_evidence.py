@@ -17,10 +17,11 @@ from slm_core.records import (
     TrafficRole,
     utc_now,
 )
-from slm_core.serving import guard_routes, promote
+from slm_core.serving import guard_routes
 from slm_core.serving.promotion import move_route, step_back
 from slm_core.store import Store, open_store
-from slm_core.testing.records import make_adapter, make_decision
+from slm_core.testing.records import make_adapter
+from slm_core.testing.routes import move
 
 ADAPTER = make_adapter()
 
@@ -29,17 +30,7 @@ ADAPTER = make_adapter()
 def store(tmp_path: Path) -> Iterator[Store]:
     with open_store(f"sqlite:///{tmp_path}/slm.db") as store:
         for to in (Stage.SHADOW, Stage.CANARY):
-            promote(
-                store,
-                adapter=ADAPTER,
-                agent_name="desk",
-                track="toolcall",
-                decision=make_decision(),
-                who="ann",
-                reason="good",
-                to_stage=to,
-                share=0.2 if to is Stage.CANARY else None,
-            )
+            move(store, to, **({"share": 0.2} if to is Stage.CANARY else {}))
         yield store
 
 

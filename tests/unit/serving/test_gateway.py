@@ -47,7 +47,7 @@ class Front:
     async def _post(self, content: str | bytes) -> httpx.Response:
         spec = TeacherSpec(
             kind="openai",
-            endpoint=f"{self.teacher.address}/v1",
+            endpoint=f"{self.teacher.base_url}/v1",
             api_key=SecretStr("key"),
             model="the-teacher",
         )
