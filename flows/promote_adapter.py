@@ -8,7 +8,7 @@ routes; killed anywhere in between, Retry finishes it. Nobody answering is a rej
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from prefect import State, flow
@@ -100,6 +100,9 @@ def _answered(approval: Approval) -> Approval:
         show_evidence(approval.id, needs_person=False)
         why = "risk tier low: approved without a person"
         return store_answer(approval, ApprovalState.APPROVED, "rule", why)
+    said = _said_before()
+    if said is not None:
+        return _store(approval, said)
     if datetime.now(UTC) >= approval.expires_at:
         return store_answer(approval, ApprovalState.EXPIRED, "timeout", "nobody answered")
     if deployment.id is None:
@@ -108,29 +111,42 @@ def _answered(approval: Approval) -> Approval:
             "A run waits for a person only if a deployment started it: "
             "`prefect deployment run promote/adapter`."
         )
-    answer = _ask(approval)
+    return _store(approval, _ask(approval))
+
+
+def _store(approval: Approval, answer: PromotionAnswer) -> Approval:
     approved = answer.decision == Choice.APPROVE
+    # The server takes no answer once the time is up; only this process may have come later.
+    in_time = approval.expires_at - timedelta(seconds=1)
     return store_answer(
         approval,
         ApprovalState.APPROVED if approved else ApprovalState.REJECTED,
         answer.approver,
         answer.reason,
         answer.canary_share,
+        min(datetime.now(UTC), in_time),
     )
 
 
-def _ask(approval: Approval) -> PromotionAnswer:
-    """Suspend this run until the form is filled in; once it was, return what it says.
+def _said_before() -> PromotionAnswer | None:
+    """Return what a person answered to this attempt of the run, or an earlier one, if anything.
 
-    A run that died after it was answered, and is retried, finds that answer. One that ended
-    unanswered asks again, under a key of its own, for what is left of the time.
+    A run that is resumed begins anew as the same attempt; one that is retried, as the next.
     """
-    for attempt in range(1, flow_run.run_count):
+    for attempt in range(1, flow_run.run_count + 1):
         form_of_then = Suspended(timeout_seconds=1, pause_key=_key(attempt))
         # Not by PromotionAnswer.load, which takes an answer that is not there for an empty one.
         said = read_flow_run_input(keyset_from_paused_state(form_of_then)["response"])
         if said is not None:
             return PromotionAnswer.model_validate(said)
+    return None
+
+
+def _ask(approval: Approval) -> PromotionAnswer:
+    """Suspend this run until the form is filled in; once it was, return what it says.
+
+    One that ended unanswered asks again, under a key of its own, for what is left of the time.
+    """
     evidence = show_evidence(approval.id, needs_person=True)
     left = max(1, round((approval.expires_at - datetime.now(UTC)).total_seconds()))
     return suspend_flow_run(

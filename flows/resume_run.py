@@ -41,7 +41,8 @@ def resume_run(
     Args:
         run_id: which run, by its own id or its flow run's; empty takes the newest that crashed or
             was interrupted.
-        max_attempts: a run that was begun so often is given up.
+        max_attempts: a run that was begun so often is given up; when its worker was stopped, that
+            does not count.
         host_is_dead: the machine that the run began on is gone for good.
     """
     found = find_run(run_id)

@@ -17,7 +17,6 @@ from slm_core.presets import RETRAIN_PRESETS, RetrainPreset, RetrainSpec
 from slm_core.records import Claim, ClaimState, Decision, Route, RunState, Stage
 from slm_core.report import ReportInput
 from slm_core.training.orders import Order, Part, state_after
-from tasks._flow_runs import is_cancelled
 from tasks._wiring import (
     current_settings,
     opened_store,
@@ -33,7 +32,7 @@ from tasks.decision import decide_swap
 from tasks.evaluation import evaluate_arms
 from tasks.promotion import start_promotion
 from tasks.report import publish_report
-from tasks.resuming import STOPPING_SECONDS
+from tasks.resuming import STOPPING_SECONDS, note_stop
 from tasks.serving import promote_adapter
 from tasks.training import check_base_model, ready_gpus, train_adapter
 
@@ -92,8 +91,7 @@ def retrain_student(
             return _retrain(spec, claim, run_id, reason)
     except TerminationSignal:
         # Only its worker was stopped, perhaps; then this run is gone on with, and keeps its claim.
-        if is_cancelled(order.flow_run_id):
-            book.note(run_id, cancelled=True)
+        if note_stop(order):
             with opened_store() as store:  # not by a task: none may start now
                 store.claims.release(claim.id, run_id)
         raise

@@ -14,10 +14,9 @@ from slm_core.errors import ConfigError, SpecChanged
 from slm_core.presets import TRAIN_PRESETS, TrainPreset, TrainSpec
 from slm_core.records import Adapter, Dataset
 from slm_core.training.orders import Order, Part
-from tasks._flow_runs import is_cancelled
 from tasks._wiring import order_book, require_tracing, traced
 from tasks.dataset import find_dataset
-from tasks.resuming import STOPPING_SECONDS
+from tasks.resuming import STOPPING_SECONDS, note_stop
 from tasks.training import (
     allow_trainings,
     check_base_model,
@@ -68,8 +67,7 @@ def train_from_preset(
         with book.carry_out(order, wait_seconds=STOPPING_SECONDS):
             return _train(order)
     except TerminationSignal:
-        if is_cancelled(order.flow_run_id):
-            book.note(run_id, cancelled=True)
+        note_stop(order)
         raise
 
 

@@ -36,6 +36,8 @@ OURS = "slm: "
 """Every automation of ours has a name that begins so; no other is touched."""
 
 RESUME = "resume/run"
+PENDING_NAMES = ("Pending", "Submitting", "InfrastructurePending")
+"""Names of the states in which a run is about to begin."""
 
 
 def crash_automations() -> tuple[AutomationCore, ...]:
@@ -48,11 +50,15 @@ def crash_automations() -> tuple[AutomationCore, ...]:
         resume = client.read_deployment_by_name(RESUME)
     return (
         _crash_when_silent(
-            "mark silent runs crashed", "prefect.flow-run.heartbeat", SILENT_SECONDS, "no heartbeat"
+            "mark silent runs crashed",
+            {"prefect.flow-run.heartbeat"},
+            SILENT_SECONDS,
+            "no heartbeat",
         ),
         _crash_when_silent(
             "mark runs that never began crashed",
-            "prefect.flow-run.Pending",
+            # A worker takes a run through all three, and may die after each.
+            {f"prefect.flow-run.{name}" for name in PENDING_NAMES},
             PENDING_SECONDS,
             "pending and no sign of life",
         ),
@@ -135,12 +141,12 @@ def _of_flows(
     return [ResourceSpecification.model_validate(one) for one in (flow, deployed)]
 
 
-def _crash_when_silent(name: str, after: str, seconds: int, why: str) -> AutomationCore:
+def _crash_when_silent(name: str, after: set[str], seconds: int, why: str) -> AutomationCore:
     return AutomationCore(
         name=OURS + name,
         description=f"After {seconds} s without any event of the run.",
         trigger=EventTrigger(
-            after={after},
+            after=after,
             expect={"prefect.flow-run.*"},
             match=_RUNS,
             match_related=_of_flows(WATCHED),

@@ -9,8 +9,9 @@ from prefect.artifacts import create_table_artifact
 
 from slm_core import health
 from slm_core.health import HealthSpec
-from slm_core.health.ledger import write_durably
 from slm_core.records import Gpu, Health, HealthCheck, HealthReport
+from slm_core.records.health import worst
+from slm_core.system.durable import replace_file
 from tasks._events import announce_sick
 from tasks._progress import progress
 from tasks._wiring import current_settings, step
@@ -58,7 +59,7 @@ def _keep(report: HealthReport, path: Path) -> None:
     """Leave the report for whoever asks how the GPUs are without asking them again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, report.model_dump_json(indent=1) + "\n")
+        replace_file(path, report.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
         # A full disk must not change what is known of the GPUs.
         log.warning("health report not kept path=%s: %s", path, error)
@@ -66,11 +67,14 @@ def _keep(report: HealthReport, path: Path) -> None:
 
 def _show(report: HealthReport) -> None:
     machine = [check for check in report.checks if check.gpu is None]
-    _table("gpu-machine", machine, f"{report.health}: what concerns the whole machine")
+    health = worst(check.health for check in machine)
+    _table("gpu-machine", machine, f"{health}: what concerns the whole machine")
     for name, gpu in _cards(report).items():
         checks = [check for check in report.checks if check.gpu == name]
+        health = worst(check.health for check in checks)
         what = f"{gpu.name} at {gpu.pci_bus_id}" if gpu else "not listed by the driver"
-        _table(f"gpu-{_as_key(name)}", checks, f"{name}: {what}")
+        # The cards of a run's page show the beginning only.
+        _table(_as_key(name), checks, f"{health}: {what}, {name}")
 
 
 def _cards(report: HealthReport) -> dict[str, Gpu | None]:
@@ -88,5 +92,9 @@ def _table(key: str, checks: list[HealthCheck], description: str) -> None:
 
 
 def _as_key(name: str) -> str:
-    """Artifact keys hold lower-case letters, digits and dashes only."""
-    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+    """Return the key of a card's table, such as ``gpu-`` and the rest of its UUID.
+
+    Artifact keys hold lower-case letters, digits and dashes only.
+    """
+    key = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+    return key if key.startswith("gpu-") else f"gpu-{key}"

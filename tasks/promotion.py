@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 from prefect import task
@@ -13,7 +14,7 @@ from prefect.exceptions import ObjectNotFound
 
 from slm_core.errors import RecordNotFound
 from slm_core.records import Approval, ApprovalState, Dataset, Route, Stage, Track
-from slm_core.report.approval_page import approval_markdown
+from slm_core.report.approval_page import approval_markdown, approval_summary
 from slm_core.serving import PromotionSpec, carry_out, request_approval, roll_back
 from tasks._events import announce
 from tasks._wiring import current_settings, opened_store, step
@@ -58,10 +59,10 @@ def ask_for_promotion(
     persist_result=True,
 )
 def show_evidence(approval_id: str, *, needs_person: bool) -> str:
-    """Show the evidence in the run, say so if a person is needed, and return the text."""
+    """Show the evidence in the run, say so if a person is needed, and return it in short."""
     with opened_store() as store:
         approval = store.approvals.get(approval_id)
-        text = _evidence(store, approval)
+        text, summary = _evidence(store, approval)
     create_markdown_artifact(text, key="promotion", description="What is asked, and its evidence")
     if needs_person:
         announce(
@@ -72,16 +73,23 @@ def show_evidence(approval_id: str, *, needs_person: bool) -> str:
             to_stage=approval.moves[0].to_stage,
             expires_at=approval.expires_at.isoformat(),
         )
-    return text
+    return summary
 
 
 @step("store the answer")
 def store_answer(
-    approval: Approval, state: ApprovalState, who: str, reason: str, share: float | None = None
+    approval: Approval,
+    state: ApprovalState,
+    who: str,
+    reason: str,
+    share: float | None = None,
+    answered_at: datetime | None = None,
 ) -> Approval:
-    """Store who decided what, and why, before anything moves."""
+    """Store who decided what, when, and why, before anything moves."""
     with opened_store() as store:
-        decided = store.approvals.decide(approval.id, state, who=who, reason=reason, share=share)
+        decided = store.approvals.decide(
+            approval.id, state, who=who, reason=reason, share=share, now=answered_at
+        )
     tell_decided(decided)
     return decided
 
@@ -165,7 +173,8 @@ def _routes_of(approval: Approval) -> str:
     return ", ".join(f"{move.agent_name}/{move.track}" for move in approval.moves)
 
 
-def _evidence(store: Store, approval: Approval) -> str:
+def _evidence(store: Store, approval: Approval) -> tuple[str, str]:
+    """Return the whole evidence, and the same in short."""
     adapter = store.adapters.get(approval.adapter_id)
     dataset: Dataset | None
     try:
@@ -173,10 +182,9 @@ def _evidence(store: Store, approval: Approval) -> str:
     except RecordNotFound:
         dataset = None
     page = current_settings().home / "runs" / adapter.run_id / "report" / "report.html"
-    return approval_markdown(
-        approval,
-        store.decisions.get(approval.decision_id),
-        adapter,
-        dataset,
-        report=f"[report.html]({page.resolve().as_uri()}) on the worker" if page.exists() else None,
+    decision = store.decisions.get(approval.decision_id)
+    report = f"[report.html]({page.resolve().as_uri()}) on the worker" if page.exists() else None
+    return (
+        approval_markdown(approval, decision, adapter, dataset, report),
+        approval_summary(approval, decision, adapter, dataset, report),
     )

@@ -1,8 +1,9 @@
 """Which runs may be gone on with, by whom, and when to give one up.
 
 A run is gone on with by its own flow run (``_flow_runs.retry``). It is left alone while a
-process works on it, while another machine may, and once it was begun ``MAX_ATTEMPTS`` times:
-then its claim goes back to the pool, for the next night.
+process works on it, while another machine may, and once it was begun ``MAX_ATTEMPTS`` times,
+those not counted that ended because its worker was stopped: then its claim goes back to the
+pool, for the next night.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ WATCHED = (
     "settle",
     "status",
 )
-"""Flows whose silent runs are marked Crashed. None of them ever waits for a person."""
+"""Flows whose silent runs the server marks Crashed. None of them ever waits for a person."""
+_BURIED = (*WATCHED, "promote")
+"""Flows whose dead runs are looked for here: a run that waits for a person is Paused, not dead."""
 MAX_ATTEMPTS = 3
 """Of one flow run, the first one included."""
 SILENT_SECONDS = 90
@@ -119,7 +122,7 @@ def go_on(found: Found, *, max_attempts: int = MAX_ATTEMPTS, host_is_dead: bool 
     refuse_if_at_work(found, state, host_is_dead=host_is_dead)
     if _has_moved_on(run):
         return f"Run {found.run_id} was {state.value.lower()} and has moved on meanwhile."
-    begun = _flow_runs.attempts(run)
+    begun = _attempts(found.order, run)
     if begun >= max_attempts:
         give_up(found, begun)
         raise RecoveryExhausted(
@@ -184,6 +187,14 @@ def give_up(found: Found, begun: int) -> None:
         order_book().note(order.run_id, state=RunState.FAILED, why=f"given up after {begun} tries")
 
 
+def note_stop(order: Order) -> bool:
+    """Note that a signal ended a run; return whether a person cancelled it."""
+    cancelled = _flow_runs.is_cancelled(order.flow_run_id)
+    changes = {"cancelled": True} if cancelled else {"stops": order.stops + 1}
+    order_book().note(order.run_id, **changes)
+    return cancelled
+
+
 def overdue_runs() -> list[Found]:
     """Return the dead trainings that should have been gone on with by now, oldest first."""
     book = order_book()
@@ -223,27 +234,35 @@ def bury_silent_runs() -> list[str]:
     still = {run.id for run in _silent_runs()}
     dead = [run for run in silent if run.id in still]
     for run in dead:
-        _flow_runs.bury(run, f"no heartbeat for more than {SILENT_SECONDS} s")
+        _flow_runs.bury(run, f"no sign of life for more than {_silence_allowed(run):.0f} s")
         log.warning("silent run marked crashed id=%s", run.id)
     return [run.name for run in dead]
 
 
 def _silent_runs() -> list[FlowRun]:
-    """Return the runs shown as running whose heartbeats have ended, and not just now.
+    """Return the runs shown at work that have fallen silent, and not just now.
 
     By heartbeats and not by process: a worker in a container sees no process of another's.
     """
     book = order_book()
     alive = {order.flow_run_id for order in book.list() if book.at_work(order.run_id)}
     silent: list[FlowRun] = []
-    for run in _flow_runs.recent(WATCHED, (StateType.RUNNING,), RESUME_WITHIN):
+    at_work = (StateType.RUNNING, StateType.PENDING)
+    for run in _flow_runs.recent(_BURIED, at_work, RESUME_WITHIN):
         if str(run.id) in alive:
             continue
-        # Without any heartbeat nothing is known: whoever began it may have switched them off.
-        seconds = _flow_runs.seconds_since_heartbeat(run)
-        if seconds is not None and seconds > SILENT_SECONDS + _OVERDUE_SECONDS:
+        if _flow_runs.state_of(run) is StateType.PENDING:
+            seconds = _flow_runs.seconds_in_state(run)
+        else:
+            # Without any heartbeat nothing is known: whoever began it may have switched them off.
+            seconds = _flow_runs.seconds_since_heartbeat(run)
+        if seconds is not None and seconds > _silence_allowed(run) + _OVERDUE_SECONDS:
             silent.append(run)
     return silent
+
+
+def _silence_allowed(run: FlowRun) -> int:
+    return _longest_silence(_flow_runs.state_of(run))
 
 
 def is_gone_for_good(owner: str) -> bool:
@@ -267,7 +286,12 @@ def is_gone_for_good(owner: str) -> bool:
         return False
     if failed or _flow_runs.seconds_in_state(run) > RESUME_WITHIN.total_seconds():
         return True
-    return _flow_runs.attempts(run) >= MAX_ATTEMPTS
+    return _attempts(order, run) >= MAX_ATTEMPTS
+
+
+def _attempts(order: Order | None, run: FlowRun) -> int:
+    """Return how often a run was begun, without the times when its worker was stopped."""
+    return _flow_runs.attempts(run) - (order.stops if order is not None else 0)
 
 
 def _has_moved_on(run: FlowRun) -> bool:

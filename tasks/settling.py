@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from prefect.client.schemas.objects import StateType
 
-from slm_core.errors import StoreError
+from slm_core.errors import IllegalPromotion, StoreError
 from slm_core.presets import RetrainSpec
 from slm_core.records import Approval, ApprovalState, Promotion, Route, Stage, utc_now
 from slm_core.serving import carry_out, guard_routes
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_AWAKE = frozenset({StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING})
+"""A run that is about to go on may bring the answer with it."""
 CARRIED_OUT_WITHIN = timedelta(days=1)
 """Moves that were approved longer ago are made only when somebody retries their run."""
 
@@ -53,18 +55,20 @@ def guard_canaries() -> list[Promotion]:
 @step("close what nobody can answer")
 def close_requests() -> list[Approval]:
     """Close requests that waited too long or whose run was cancelled; return them."""
+    closed: list[Approval] = []
     with opened_store() as store:
-        closed = list(store.approvals.expire())
         for waiting in store.approvals.waiting():
             run = _flow_runs.find(waiting.run_id)
-            if run is None or _flow_runs.state_of(run) is not StateType.CANCELLED:
+            state = None if run is None else _flow_runs.state_of(run)
+            if state is StateType.CANCELLED:
+                answer = ApprovalState.REJECTED, "rule", "run cancelled"
+            elif utc_now() >= waiting.expires_at and state not in _AWAKE:
+                answer = ApprovalState.EXPIRED, "timeout", "nobody answered"
+            else:
                 continue
+            verdict, who, reason = answer
             with suppress(StoreError):  # somebody else closed it in this moment
-                closed.append(
-                    store.approvals.decide(
-                        waiting.id, ApprovalState.REJECTED, who="rule", reason="run cancelled"
-                    )
-                )
+                closed.append(store.approvals.decide(waiting.id, verdict, who=who, reason=reason))
     for approval in closed:
         tell_decided(approval)
     return closed
@@ -80,11 +84,11 @@ def make_approved_moves() -> list[Route]:
                 continue
             try:
                 routes += carry_out(store, approval)
-            except StoreError as error:
+            except (StoreError, IllegalPromotion) as error:
                 if error.retryable:
                     raise
-                # Its run says so too, red; others have moved these routes since.
-                log.info("approved and overtaken id=%s: %s", approval.id, error.message)
+                # Its run says so too, red: others moved these routes, or the traffic is against it.
+                log.info("approved and not made id=%s: %s", approval.id, error.message)
             else:
                 log.warning("moves made for a run that had not id=%s", approval.id)
     return routes

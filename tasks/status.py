@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from itertools import takewhile
 from uuid import UUID
 
 from prefect import get_client
@@ -15,6 +16,7 @@ from prefect.client.schemas.filters import (
     ArtifactFilterType,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterParentTaskRunId,
     FlowRunFilterState,
     FlowRunFilterStateName,
@@ -31,12 +33,14 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 
 from slm_core.errors import DiskFull
+from slm_core.records import utc_now
 from slm_core.status import (
     FlowRunNow,
     Look,
     Night,
     Operations,
     PoolNow,
+    Routine,
     Status,
     StatusFiles,
     Waiting,
@@ -50,10 +54,13 @@ from tasks._wiring import current_settings, opened_store, step
 log = logging.getLogger(__name__)
 
 NIGHTLY = "retrain/nightly"
+ROUTINES = ("ingest/spool", "settle/routes", "resume-overdue/now")
+"""Deployments that keep the service going: when one fails, nothing else says so."""
 
 _MOST = 100
 """Runs of one kind that are looked at."""
 _NIGHTS = 7
+_RED_LOOKED_FOR = 5
 _AT_WORK = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 _SHOWN = 200
 """Characters of a message; its run has all of it."""
@@ -68,6 +75,7 @@ def ask_prefect() -> Operations:
             running=_running(client),
             nights=nights,
             nightly_since=since,
+            routines=_routines(client),
             waiting=_waiting(client),
             pools=_pools(client),
             dashboard=PREFECT_UI_URL.value(),
@@ -179,11 +187,13 @@ def _nights(client: SyncPrefectClient) -> tuple[tuple[Night, ...], datetime | No
         deployment = client.read_deployment_by_name(NIGHTLY)
     except ObjectNotFound:
         return (), None
-    begun = [kind for kind in StateType if kind is not StateType.SCHEDULED]
     found = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun)),
+            # One that is due and waits for its place is a night too.
+            expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
+                {"before_": utc_now()}
+            ),
         ),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=_NIGHTS,
@@ -201,6 +211,39 @@ def _nights(client: SyncPrefectClient) -> tuple[tuple[Night, ...], datetime | No
     )
     active = not deployment.paused and any(one.active for one in deployment.schedules)
     return nights, deployment.created if active else None
+
+
+def _routines(client: SyncPrefectClient) -> tuple[Routine, ...]:
+    """Return how the last runs of each routine that is deployed went."""
+    ended = [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED]
+    found: list[Routine] = []
+    for name in ROUTINES:
+        try:
+            deployment = client.read_deployment_by_name(name)
+        except ObjectNotFound:
+            continue
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ended)),
+            ),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=_RED_LOOKED_FOR,
+        )
+        states = [run.state for run in runs if run.state is not None]
+        if not states:
+            continue
+        red = list(takewhile(lambda state: not state.is_completed(), states))
+        found.append(
+            Routine(
+                deployment=name,
+                red=len(red),
+                at=runs[0].expected_start_time or runs[0].start_time or _LONG_AGO,
+                outcome=states[0].name or states[0].type.value,
+                message=(states[0].message or "")[:_SHOWN],
+            )
+        )
+    return tuple(found)
 
 
 def _pools(client: SyncPrefectClient) -> tuple[PoolNow, ...]:

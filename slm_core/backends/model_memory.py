@@ -96,6 +96,8 @@ class MemoryEstimate(Record):
     least_weights: int
     """The same after every step that the plan allows to save memory."""
     least_activations: int
+    loading: int = 0
+    """Of a model that is spread over GPUs: each loads it whole first."""
     overhead: int = _OVERHEAD_BYTES
     complete: bool
     """False without the model's shape: only weights and overhead are counted."""
@@ -103,20 +105,23 @@ class MemoryEstimate(Record):
     @property
     def planned(self) -> int:
         """Bytes of the plan as it is."""
-        return self.weights + self.adapter + self.activations + self.overhead
+        training = self.weights + self.adapter + self.activations
+        return max(training, self.loading) + self.overhead
 
     @property
     def least(self) -> int:
         """Bytes below which nothing helps but another plan."""
-        return self.least_weights + self.adapter + self.least_activations + self.overhead
+        training = self.least_weights + self.adapter + self.least_activations
+        return max(training, self.loading) + self.overhead
 
 
 def estimate_memory(parameters: int, shape: ModelShape | None, need: MemoryNeed) -> MemoryEstimate:
     """Return the memory that a training by ``need`` takes on each GPU."""
     kept_whole = shape.embeddings if shape else 0
+    full = 4 if need.precision == "fp32" else 2
+    loading = parameters * full if need.shards > 1 else 0
 
     def weights(quantization: str) -> int:
-        full = 4 if need.precision == "fp32" else 2
         if quantization == "nf4":
             return int(kept_whole * 2 + (parameters - kept_whole) * _NF4_BYTES)
         return parameters * full // need.shards
@@ -130,6 +135,7 @@ def estimate_memory(parameters: int, shape: ModelShape | None, need: MemoryNeed)
             activations=0,
             least_weights=least,
             least_activations=0,
+            loading=loading,
             complete=False,
         )
     everything = 34 * shape.layers * need.pass_tokens * shape.hidden
@@ -141,5 +147,6 @@ def estimate_memory(parameters: int, shape: ModelShape | None, need: MemoryNeed)
         activations=everything,
         least_weights=least,
         least_activations=kept * tokens * shape.hidden,
+        loading=loading,
         complete=True,
     )

@@ -104,9 +104,10 @@ class PrefectClient:
             raise
 
     def attempts(self, run_id: str) -> int:
-        """Return how often a run was begun, as ``resume/run`` counts; 0 for an unknown one.
+        """Return how often a run was begun; 0 for an unknown one.
 
         The server counts a run when its flow begins; one that died before that counts here too.
+        ``resume/run`` counts the same, but for the times when only its worker was stopped.
         """
         run = self.flow_run(run_id)
         if run is None:

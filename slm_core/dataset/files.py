@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +26,7 @@ from slm_core.records import (
     content_id,
     sha256_hex,
 )
+from slm_core.system import durable
 
 MANIFEST = "manifest.json"
 
@@ -137,12 +137,13 @@ def write_dataset(
     try:
         half.mkdir(parents=True)
         for name, text in files.items():
-            _write(half / name, text)
-        _write(half / MANIFEST, dataset.model_dump_json(indent=2) + "\n")
+            (half / name).parent.mkdir(exist_ok=True)
+            durable.write_file(half / name, text.encode())
+        durable.write_file(half / MANIFEST, dataset.model_dump_json(indent=2).encode() + b"\n")
         for folder in (*(p for p in half.iterdir() if p.is_dir()), half):
-            _sync(folder)
+            durable.sync_folder(folder)
         half.rename(target)
-        _sync(root)
+        durable.sync_folder(root)
     except OSError as error:
         if target.exists():  # another process finished the same dataset first
             return verify_dataset(target)
@@ -162,27 +163,8 @@ def replace_file(path: Path, text: str) -> None:
     Raises:
         DatasetError: the disk refused; the old file, if any, is unchanged.
     """
-    half = path.with_name(f".half-{path.name}-{secrets.token_hex(4)}")
     try:
-        _write(half, text)
-        half.replace(path)
-        _sync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.replace_file(path, text.encode())
     except OSError as error:
-        half.unlink(missing_ok=True)
         raise DatasetError(f"Could not write {path}: {error}.") from error
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,6 @@ and the same id; latency and time of day are not part of either.
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from slm_core.records import (
     content_id,
     sha256_hex,
 )
+from slm_core.system.durable import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,5 @@ def _case_result(arm: ArmName, case: Example, output: Output) -> CaseResult:
 
 def _write(path: Path, text: str) -> str:
     """Write ``text`` to ``path`` in one step and return its SHA-256."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    replace_file(path, text.encode())
     return sha256_hex(text)

@@ -21,8 +21,9 @@ from typing import Any
 from slm_core.health import bounded
 from slm_core.health.examination import Examined
 from slm_core.health.host import HostPaths
-from slm_core.health.ledger import write_durably
+from slm_core.health.host_files import HostFiles
 from slm_core.records import Fault, Triage, utc_now
+from slm_core.system.durable import replace_file
 
 _LOG_BYTES = 1 << 20
 _WORDS_CHARACTERS = 64_000
@@ -62,7 +63,7 @@ def write(
     put("kernel.log", _kernel_log(host, began_at))
     put("nvidia-smi-q.txt", _smi(examined))
     put("recovery.json", _recovery(examined))
-    put("stuck.json", stuck_processes(host.proc))
+    put("stuck.json", _stuck(examined.files))
     put("lspci.txt", _output(("lspci", "-vv", "-d", "10de:"), _LSPCI_SECONDS))
     put("versions.json", _versions(examined, host))
     put("worker.log", words[-_WORDS_CHARACTERS:] or "the worker wrote nothing")
@@ -71,31 +72,9 @@ def write(
             shutil.copyfile(source, folder / name)
         except OSError as error:
             put(name, f"none: {error.strerror}")
-    write_durably(folder / "README.txt", _summary(verdict, fault, rule) + "\n")
+    replace_file(folder / "README.txt", _summary(verdict, fault, rule).encode() + b"\n")
     os.rename(folder, final)
     return verdict
-
-
-def stuck_processes(proc: Path) -> list[dict[str, Any]]:
-    """Return every process in state D, with the kernel function that it waits in.
-
-    Only ``stat`` and ``wchan`` are read: the command line of such a process can block its
-    reader too.
-    """
-    found: list[dict[str, Any]] = []
-    for folder in proc.iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            before, _, after = (folder / "stat").read_text("utf-8", "replace").rpartition(")")
-            if after.split()[:1] != ["D"]:
-                continue
-            where = (folder / "wchan").read_text("utf-8", "replace")
-        except (OSError, IndexError):
-            continue
-        name = before.partition("(")[2]
-        found.append({"pid": int(folder.name), "name": name, "state": "D", "wchan": where})
-    return found
 
 
 def _free_name(parent: Path, name: str) -> Path:
@@ -119,6 +98,13 @@ def _kernel_log(host: HostPaths, began_at: datetime) -> str:
         return _output(("dmesg", "--time-format", "iso", "--since", since), _DMESG_SECONDS)
     argv = ("tail", "-c", str(_LOG_BYTES), str(host.kernel_log))
     return _output(argv, _DMESG_SECONDS)
+
+
+def _stuck(files: HostFiles) -> list[dict[str, Any]] | str:
+    """Return what a child saw that could be left behind; this process asks for none of it."""
+    if not files.finished and not files.stuck:
+        return f"not known: whoever looked did not come back: {files.hung_at or 'too busy'}"
+    return list(files.stuck)
 
 
 def _smi(examined: Examined) -> str:

@@ -124,8 +124,8 @@ def check_files(files: HostFiles) -> list[HealthCheck]:
         said = f"The card at {address} no longer answers on the bus."
         name = files.uuids.get(address) or address
         found.append(finding("bus", Health.FAIL, said, gpu=name, action=NextAction.REBOOT))
-    if files.stuck:
-        names = ", ".join(f"{one['name']} ({one['pid']})" for one in files.stuck[:5])
-        said = f"{len(files.stuck)} processes wait inside the kernel: {names}. The driver may hang."
-        found.append(finding("stuck_processes", Health.WARN, said, processes=files.stuck))
+    if stuck := files.stuck_at_driver:
+        names = ", ".join(f"{one['name']} ({one['pid']})" for one in stuck[:5])
+        said = f"{len(stuck)} processes wait inside the kernel: {names}. The driver may hang."
+        found.append(finding("stuck_processes", Health.WARN, said, processes=stuck))
     return found

@@ -153,12 +153,16 @@ class GpuDoctor:
         return verdict
 
     def _write_ledger(self, verdict: Triage, examined: Examined) -> None:
-        """One entry per GPU that did something, or one for the machine, before any action."""
+        """Before any action, write one entry per GPU that did something.
+
+        What is to be done to the machine, and to no GPU of it, is an entry of its own.
+        """
         xids: dict[str, list[int]] = {gpu: [] for gpu in verdict.sick}
         for xid in examined.evidence.xids:
             xids.setdefault(xid.gpu, []).append(xid.code)
-        machine = not xids and verdict.action is not NextAction.RESUME
-        named: dict[str | None, list[int]] = {None: []} if machine else {**xids}
+        named: dict[str | None, list[int]] = {**xids}
+        if verdict.action is not NextAction.RESUME and not verdict.sick:
+            named[None] = []
         entries = [
             LedgerEntry(
                 wall_time=time.time(),

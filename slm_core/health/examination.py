@@ -32,6 +32,7 @@ from slm_core.health.kernel_lines import OFF_BUS, KernelEvent, recovery_action
 from slm_core.health.kernel_log import KernelLog
 from slm_core.health.ledger import Ledger
 from slm_core.health.nvml import NvmlAnswers
+from slm_core.health.nvml_codes import SMI_STATUSES
 from slm_core.health.sightings import Sighting, stops_nvml
 from slm_core.health.spec import HealthSpec
 from slm_core.health.watch_spec import WatchSpec
@@ -48,8 +49,6 @@ _NO_GPU_FAULT = frozenset(
         "worker_killed",
     }
 )
-_SMI_CODES = frozenset({8, 9, 12, 14, 15})
-"""Exit codes of nvidia-smi that are NVML's own numbers."""
 
 
 class Case(NamedTuple):
@@ -319,7 +318,7 @@ def _smi_seen(smi: bounded.Outcome | None) -> NvmlSeen:
         return NvmlSeen(answer=NvmlAnswer.HUNG, words=f"nvidia-smi in state {smi.state}")
     if smi.code == 0:
         return NvmlSeen(answer=NvmlAnswer.ANSWERED, code=0)
-    code = smi.code if smi.code in _SMI_CODES else 18 if "version mismatch" in text else 999
+    code = smi.code if smi.code in SMI_STATUSES else 18 if "version mismatch" in text else 999
     return NvmlSeen(answer=NvmlAnswer.ERROR, code=code, words=words)
 
 

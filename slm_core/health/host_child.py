@@ -82,15 +82,20 @@ def _text(path: Path) -> str:
 
 
 def _stuck_processes(proc: Path) -> list[dict[str, Any]]:
-    """Processes in state D whose name says that they are at the driver."""
+    """Processes in state D, with the kernel function that each waits in.
+
+    Only ``stat`` and ``wchan`` are read: the command line of such a process can block its
+    reader too.
+    """
     found: list[dict[str, Any]] = []
     for folder in _listed(proc):
         if not folder.name.isdigit():
             continue
         before, _, after = _text(folder / "stat").rpartition(")")
         name = before.partition("(")[2]
-        if after.split()[:1] == ["D"] and re.match(r"nvidia|nv_|python|pt_main", name):
-            found.append({"pid": int(folder.name), "name": name, "in": _text(folder / "wchan")})
+        if after.split()[:1] == ["D"]:
+            where = _text(folder / "wchan")
+            found.append({"pid": int(folder.name), "name": name, "state": "D", "wchan": where})
     return found
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any, NamedTuple
 
 from slm_core.health import bounded
 from slm_core.health.child_output import STARTING, command, doing, objects
 from slm_core.health.host import HostPaths
 from slm_core.health.pci import normal_bdf
+
+_AT_DRIVER = re.compile(r"nvidia|nv_|python|pt_main")
 
 
 class HostFiles(NamedTuple):
@@ -31,7 +34,7 @@ class HostFiles(NamedTuple):
     nvidiactl_errno: int | None = None
     """0: the driver's device opens; None: there is none."""
     stuck: tuple[dict[str, Any], ...] = ()
-    """Processes of the driver, or of Python, in state D."""
+    """Processes in state D: ``pid``, ``name``, ``state``, and ``wchan``, where each waits."""
     in_container: bool = False
 
     @property
@@ -43,6 +46,11 @@ class HostFiles(NamedTuple):
     def gpu_nodes(self) -> tuple[str, ...]:
         """Device files of single GPUs."""
         return tuple(name for name in self.nodes if name[-1:].isdigit())
+
+    @property
+    def stuck_at_driver(self) -> tuple[dict[str, Any], ...]:
+        """Those of them whose name says that they are the driver's, or may be calling it."""
+        return tuple(one for one in self.stuck if _AT_DRIVER.match(str(one["name"])))
 
     @property
     def off_the_bus(self) -> tuple[str, ...]:

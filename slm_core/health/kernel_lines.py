@@ -143,12 +143,6 @@ class Parser:
         return event
 
 
-def parse(line: str) -> KernelEvent | None:
-    """Return what a single line reports, or None; ``Parser`` also joins lines."""
-    found = Parser().feed(line)
-    return found[0] if found else None
-
-
 def recovery_action(number: int) -> str:
     """Return the name of the driver's request ``number``, or ``unknown``."""
     return RECOVERY_ACTIONS[number] if 0 <= number < len(RECOVERY_ACTIONS) else "unknown"

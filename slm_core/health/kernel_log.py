@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 from slm_core.health import bounded
 from slm_core.health.host import HostPaths
-from slm_core.health.kernel_lines import KernelEvent, Parser, parse
+from slm_core.health.kernel_lines import KernelEvent, Parser
 
-__all__ = ["KernelEvent", "KernelLog", "Parser", "follow", "parse", "read"]
+__all__ = ["KernelEvent", "KernelLog", "Parser", "follow", "read"]
 
 _JOURNAL_SECONDS = 5.0
 _RECORD_BYTES = 16384

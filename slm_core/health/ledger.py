@@ -4,12 +4,12 @@ One file for the machine, not for the run: a card that fails in two jobs is foun
 something that outlives both. It is written, by rename and with both syncs, *before* an action
 is taken, so that a machine that goes down in the action remembers what it was doing.
 
-A damaged ledger is set aside and named, never guessed at and never in the way of a verdict.
+A damaged ledger is set aside and named, never guessed at and never in the way of a verdict. One
+that cannot be read, which may pass, has no entries for who asks and is not written to.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -17,11 +17,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slm_core.records import NextAction
+from slm_core.system.durable import replace_file
+from slm_core.system.locks import lock_within
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +73,15 @@ class Ledger:
         return [entry for entry in found if gpu is None or entry.gpu == gpu]
 
     def record(self, *entries: LedgerEntry) -> None:
-        """Add ``entries`` and return once they would survive a power cut."""
+        """Add ``entries`` and return once they would survive a power cut.
+
+        Raises:
+            OSError: the file cannot be read or written; it is as it was.
+        """
         with self._locked():
-            kept = [*self._read(), *entries][-MOST_ENTRIES:]
+            kept = [*self._load(), *entries][-MOST_ENTRIES:]
             document = {"entries": [entry.model_dump(mode="json") for entry in kept]}
-            write_durably(self.path, json.dumps(document, indent=1) + "\n")
+            replace_file(self.path, json.dumps(document, indent=1).encode() + b"\n")
 
     def repeats(self, job: str, codes: frozenset[int]) -> tuple[Repeat, ...]:
         """Return each earlier Xid of ``codes`` that a GPU reported in another job than ``job``."""
@@ -129,12 +135,16 @@ class Ledger:
 
     def _read(self) -> list[LedgerEntry]:
         try:
+            return self._load()
+        except OSError as error:
+            log.warning("ledger cannot be read path=%s: %s", self.path, error)
+            return []
+
+    def _load(self) -> list[LedgerEntry]:
+        try:
             document = json.loads(self.path.read_text())
             return [LedgerEntry.model_validate(entry) for entry in document["entries"]]
         except FileNotFoundError:
-            return []
-        except OSError as error:
-            log.warning("ledger cannot be read path=%s: %s", self.path, error)
             return []
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
@@ -149,30 +159,5 @@ class Ledger:
         with self.path.with_name(self.path.name + ".lock").open("a") as lock:
             # Freed by the kernel, however its holder ends. A holder that hangs costs at worst an
             # entry of that other process; waiting for it would cost the verdict.
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while not _taken(lock) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            lock_within(lock.fileno(), _LOCK_SECONDS)
             yield
-
-
-def _taken(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace the content of ``path`` at once, and return when it is on disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # without it the rename itself may be lost
-    finally:
-        os.close(folder)

@@ -8,21 +8,18 @@ from slm_core.health import bounded
 from slm_core.health.child_output import how_it_hung
 from slm_core.health.findings import finding
 from slm_core.health.host import HostPaths
+from slm_core.health.nvml_codes import SMI_STATUSES, meaning_of
 from slm_core.health.pci import normal_bdf
 from slm_core.records import Gpu, Health, HealthCheck, NextAction
 
 _QUERY = "--query-gpu=index,uuid,pci.bus_id,name,memory.total"
 _FIELDS = 5
 
-_CODES: dict[int, tuple[NextAction, str]] = {
+_OWN_STATUSES: dict[int, tuple[NextAction, str]] = {
     4: (NextAction.RECREATE_CONTAINER, "no permission"),
-    8: (NextAction.CHECK_POWER, "a GPU lacks external power"),
-    9: (NextAction.RELOAD_DRIVER, "the kernel module is not loaded"),
     10: (NextAction.REBOOT, "the kernel has a problem with a GPU's interrupts"),
-    12: (NextAction.RECREATE_CONTAINER, "the driver library is missing"),
-    14: (NextAction.CONTACT_VENDOR, "a board's own storage is damaged"),
-    15: (NextAction.REBOOT, "a GPU is lost"),
 }
+"""Those that mean something else than NVML's number."""
 
 
 class SmiAnswer(NamedTuple):
@@ -32,7 +29,7 @@ class SmiAnswer(NamedTuple):
     gpus: tuple[Gpu, ...] = ()
 
 
-def ask(host: HostPaths, *, deadline_seconds: float) -> SmiAnswer:
+def ask(host: HostPaths, *, in_container: bool, deadline_seconds: float) -> SmiAnswer:
     """List the GPUs. A list that is cut or empty is no answer, whatever the exit code."""
     argv = (host.nvidia_smi, _QUERY, "--format=csv,noheader,nounits")
     outcome = bounded.run(argv, deadline_seconds=deadline_seconds)
@@ -42,7 +39,7 @@ def ask(host: HostPaths, *, deadline_seconds: float) -> SmiAnswer:
     if outcome.code == bounded.NOT_STARTED:
         return SmiAnswer(_check(outcome, Health.UNKNOWN, "nvidia-smi is not installed here."))
     if outcome.code:
-        action, meaning = _meaning(outcome.code)
+        action, meaning = _meaning(outcome.code, in_container=in_container)
         said = f"nvidia-smi failed, status {outcome.code}: {meaning}."
         return SmiAnswer(_check(outcome, Health.FAIL, said, action))
     gpus = _read(outcome.stdout)
@@ -63,10 +60,12 @@ def _check(
     return finding("nvidia_smi", health, message, action=action, seconds=seconds, code=code)
 
 
-def _meaning(code: int | None) -> tuple[NextAction | None, str]:
+def _meaning(code: int | None, *, in_container: bool) -> tuple[NextAction | None, str]:
     if code is None or code < 0 or code > bounded.NOT_STARTED:
         return NextAction.REBOOT, "a signal ended it"
-    return _CODES.get(code, (None, "not a status that we know; run it by hand"))
+    if code in SMI_STATUSES and (known := meaning_of(code, in_container=in_container)):
+        return known
+    return _OWN_STATUSES.get(code, (None, "not a status that we know; run it by hand"))
 
 
 def _read(text: str) -> tuple[Gpu, ...]:

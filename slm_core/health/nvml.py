@@ -1,4 +1,4 @@
-"""NVML, asked by a child process, and what each of its error numbers means for us.
+"""NVML, asked by a child process, and what its answer means for us.
 
 That NVML answers says nothing about CUDA: with a poisoned driver it looks perfect. That it does
 not answer mostly names the cause, except for 999, which a dead driver and a container that lost
@@ -21,11 +21,12 @@ from slm_core.health.child_output import (
 from slm_core.health.findings import finding
 from slm_core.health.host import HostPaths
 from slm_core.health.host_files import HostFiles
+from slm_core.health.nvml_codes import Meaning, meaning_of
 from slm_core.records import Health, HealthCheck, NextAction
 
 NO_PACKAGE = -1
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, GPU_NOT_FOUND = 3, 4, 6, 28
-LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND = 12, 13
+FUNCTION_NOT_FOUND = 13
 GPU_IS_LOST, RESET_REQUIRED = 15, 16
 UNKNOWN_ERROR = 999
 LOST = (GPU_IS_LOST, NOT_FOUND, GPU_NOT_FOUND)
@@ -34,30 +35,8 @@ NOT_APPLICABLE = (NOT_SUPPORTED, FUNCTION_NOT_FOUND)
 BUSY = (19, 20, 23)
 """May pass by itself: in use, no memory, no resources."""
 
-_MEANING: dict[int, tuple[NextAction, str]] = {
-    8: (NextAction.CHECK_POWER, "a GPU lacks external power; check its power cables"),
-    9: (NextAction.RELOAD_DRIVER, "the kernel module nvidia is not loaded; load it"),
-    10: (NextAction.REBOOT, "the driver ran into a timeout of its own"),
-    12: (
-        NextAction.RECREATE_CONTAINER,
-        "the driver library is missing; in a container, create it again with GPU support "
-        "(--gpus all), elsewhere install the driver",
-    ),
-    14: (NextAction.CONTACT_VENDOR, "a board's own storage is damaged"),
-    15: (NextAction.REBOOT, "a GPU is lost"),
-    16: (NextAction.RESET_GPU, "a GPU needs a reset"),
-    17: (
-        NextAction.RECREATE_CONTAINER,
-        "the operating system refuses the driver's devices; create the container again",
-    ),
-    18: (
-        NextAction.RELOAD_DRIVER,
-        "library and loaded kernel module are of different versions, as after a driver upgrade; "
-        "load the module again, or reboot. The hardware is not at fault",
-    ),
-}
-_BY_BUSY = (NextAction.REBOOT, "the driver is short of resources and did not recover")
-_BY_ANY = (NextAction.REBOOT, "not an error that we know; read the kernel log")
+_BY_BUSY = Meaning(NextAction.REBOOT, "the driver is short of resources and did not recover")
+_BY_ANY = Meaning(NextAction.REBOOT, "not an error that we know; read the kernel log")
 
 
 class NvmlAnswers(NamedTuple):
@@ -153,7 +132,8 @@ def _judge(
     if code in (UNKNOWN_ERROR, 17):
         action, meaning = _dead_or_cut_off(code, files, lost=lost)
     else:
-        action, meaning = _MEANING.get(code, _BY_BUSY if code in BUSY else _BY_ANY)
+        known = meaning_of(code, in_container=files.in_container)
+        action, meaning = known or (_BY_BUSY if code in BUSY else _BY_ANY)
         if code == 18 and files.driver_version:
             meaning += f" (loaded module: {files.driver_version})"
     return Health.FAIL, action, f"NVML does not work, code {code}: {meaning}."
@@ -173,8 +153,8 @@ def _dead_or_cut_off(code: int, files: HostFiles, *, lost: bool) -> tuple[NextAc
             f"/dev/nvidiactl may not be opened here{knows}. This container lost its devices, as "
             "after a systemd daemon-reload on the host; create it again. A reboot is not needed",
         )
-    if code == 17:
-        return _MEANING[17]
+    if known := meaning_of(code, in_container=files.in_container):
+        return known
     return NextAction.REBOOT, (
         "the driver does not work, and nothing here says why. If nvidia-smi works on the host, "
         "create this container again; else reboot"

@@ -12,8 +12,8 @@ import sys
 import time
 from typing import Any, cast
 
-from slm_core.health.die_with_parent import die_with_parent
 from slm_core.health.nvml_child import ask, say, words
+from slm_core.system.parent import die_with_parent
 
 _EVENTS = 0x8 | 0x2
 """Critical Xid, and uncorrectable memory error."""

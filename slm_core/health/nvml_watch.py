@@ -2,8 +2,8 @@
 
 Only the child calls NVML. Its silence is the sign of a driver that does not return: it is then
 killed, or left behind where that is not possible, and a second child is asked before the driver
-is called hung, unless the first could not even be killed. After ``stop_for_good`` nothing goes
-into the driver any more.
+is called hung, unless the first could not even be killed. A silence that the driver has worked
+since is forgotten. After ``stop_for_good`` nothing goes into the driver any more.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _AGAIN_SECONDS = 30.0
 """Before a child that ended by itself, such as one that found no library, is tried again."""
 _READ_BYTES = 1 << 16
 _STRIKES = 2
+_WORKED_SECONDS = 30.0
+"""A child that answers for longer shows that the driver got over the silence before it."""
 _START_SECONDS = 60.0
 """For Python to start on a busy machine; no call has gone into the driver by then."""
 
@@ -62,8 +64,12 @@ class NvmlWatch:
         last_life = time.monotonic()
         while not self._stopped.is_set():
             child = self._start()
+            began = time.monotonic()
             hung_at, spoke = self._listen(child)
-            last_life = max(last_life, spoke)
+            if spoke is not None:
+                last_life = spoke
+                if spoke - began > _WORKED_SECONDS:
+                    strikes = 0
             killed = self._end(child)
             if self._stopped.is_set():
                 return
@@ -85,15 +91,17 @@ class NvmlWatch:
             start_new_session=True,
         )
 
-    def _listen(self, child: subprocess.Popen[bytes]) -> tuple[str | None, float]:
+    def _listen(self, child: subprocess.Popen[bytes]) -> tuple[str | None, float | None]:
         """Return what the child was doing when it fell silent, or None if it ended or we did.
 
-        The second value is when it last answered: a line that says "doing" is no answer.
+        The second value is when it last answered, if it did: neither its start nor a line that
+        says "doing" is an answer.
         """
         assert child.stdout is not None
         output = child.stdout.fileno()
         os.set_blocking(output, False)
-        answered = heard = began = time.monotonic()
+        answered: float | None = None
+        heard = began = time.monotonic()
         doing, rest = "", b""
         while not self._stopped.is_set():
             if select.select([output], [], [], _LOOK_SECONDS)[0]:

@@ -23,6 +23,7 @@ from slm_core.health.host import HostPaths
 from slm_core.health.host_files import HostFiles
 from slm_core.health.kernel_log import KernelLog
 from slm_core.health.nvml import NvmlAnswers
+from slm_core.health.nvml_codes import LIBRARY_NOT_FOUND
 from slm_core.health.spec import HealthSpec
 from slm_core.records import (
     EvidenceTier,
@@ -117,7 +118,11 @@ def _look(host: HostPaths, spec: HealthSpec) -> _Seen:
         answers = _ask_nvml(host, spec)
         smi = None
         if not answers.outcome.hung and answers.init in (None, nvml.NO_PACKAGE):
-            smi = nvidia_smi.ask(host, deadline_seconds=spec.nvidia_smi_seconds)
+            smi = nvidia_smi.ask(
+                host,
+                in_container=files.result().in_container,
+                deadline_seconds=spec.nvidia_smi_seconds,
+            )
         return _Seen(log.result(), files.result(), answers, smi)
 
 
@@ -136,7 +141,7 @@ def _ask_nvml(host: HostPaths, spec: HealthSpec) -> NvmlAnswers:
 def _judge(seen: _Seen, spec: HealthSpec, wanted: tuple[str, ...]) -> _Found:
     files, answers, log = seen.files, seen.nvml, seen.log
     tier = _tier(seen)
-    if not files.any_gpu and answers.init in (nvml.LIBRARY_NOT_FOUND, nvml.NO_PACKAGE, 9):
+    if not files.any_gpu and answers.init in (LIBRARY_NOT_FOUND, nvml.NO_PACKAGE, 9):
         listed = seen.smi.gpus if seen.smi else ()
         if files.finished and not listed:
             return _Found((), [_no_gpu(spec)], tier, set(), set())

@@ -64,10 +64,6 @@ class SightingsFile:
         if sighting.fault:
             os.fsync(self._file)
 
-    def close(self) -> None:
-        """Write no more."""
-        os.close(self._file)
-
 
 class SightingsReader:
     """Reads what was added since the last look, without ever waiting for it."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from slm_core.health.cuda_text import CudaTrouble
 from slm_core.health.evidence import CudaProbe, Evidence, NvmlAnswer
+from slm_core.health.nvml_codes import meaning_of
 from slm_core.health.remedies import commands_for, reset_commands
 from slm_core.health.xid_rules import Verdict, judge
 from slm_core.records import NextAction, Triage
@@ -174,11 +175,10 @@ def _nvml_code(e: Evidence) -> Verdict | None:
     fact = f"NVML {e.nvml.code}: {e.nvml.words}"
     if e.nvml.code == 999:
         return _nvml_unknown(e, fact)
-    if e.nvml.code == 12 and e.in_container:
-        reason = "The driver library is not mounted into this container."
-        return Verdict(NextAction.RECREATE_CONTAINER, reason, (fact,))
-    row = _NVML_ROWS.get(e.nvml.code)
-    return Verdict(row[0], row[1], (fact,)) if row else None
+    known = meaning_of(e.nvml.code, in_container=e.in_container)
+    if known is None or e.nvml.code not in _NVML_DECIDES:
+        return None
+    return Verdict(known.action, f"NVML: {known.text}.", (fact,))
 
 
 def _nvml_unknown(e: Evidence, fact: str) -> Verdict | None:
@@ -297,19 +297,8 @@ _RECOVERIES: tuple[tuple[tuple[str, ...], NextAction, str], ...] = (
     (("unknown",), NextAction.CONTACT_VENDOR, "do something that is not in our table"),
     (("drain_p2p",), NextAction.RESUME, "end peer-to-peer work, which the run's end has done"),
 )
-_NVML_ROWS: dict[int, tuple[NextAction, str]] = {
-    8: (NextAction.CHECK_POWER, "A card gets too little power: look at its cables."),
-    9: (NextAction.RELOAD_DRIVER, "The kernel module is not loaded."),
-    12: (NextAction.RELOAD_DRIVER, "The driver library is missing: install the driver again."),
-    14: (NextAction.CONTACT_VENDOR, "The board's own storage is corrupt."),
-    16: (NextAction.RESET_GPU, "NVML asks for a reset."),
-    17: (NextAction.RECREATE_CONTAINER, "The container's device rules refuse the GPU."),
-    18: (
-        NextAction.RELOAD_DRIVER,
-        "The driver was upgraded under the loaded module: load the new one, or reboot. The card "
-        "is well.",
-    ),
-}
+_NVML_DECIDES = frozenset({8, 9, 12, 14, 16, 17, 18})
+"""Numbers that say what is wrong; of a timeout or a lost GPU other rules know more."""
 RULES: tuple[Rule, ...] = (
     Rule("uvm_fatal", _uvm_fatal),
     Rule("node_reboot_asked", _node_reboot),

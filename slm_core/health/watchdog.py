@@ -27,11 +27,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from slm_core.health import host_files, kernel_log
-from slm_core.health.die_with_parent import die_with_parent
 from slm_core.health.host import HostPaths
 from slm_core.health.identity import Devices
 from slm_core.health.kernel_lines import GSP, OFF_BUS, KernelEvent
-from slm_core.health.ledger import write_durably
 from slm_core.health.nvml_watch import NvmlWatch
 from slm_core.health.pci import normal_bdf
 from slm_core.health.sightings import (
@@ -44,6 +42,8 @@ from slm_core.health.sightings import (
     is_urgent,
     stops_nvml,
 )
+from slm_core.system.durable import replace_file
+from slm_core.system.parent import die_with_parent
 
 SIGHTINGS = "sightings.jsonl"
 TELEMETRY = "telemetry.jsonl"
@@ -198,7 +198,7 @@ class Watchdog:
     def _know(self, devices: Devices) -> None:
         self._devices = devices
         with contextlib.suppress(OSError):
-            write_durably(self._config.folder / DEVICES, devices.model_dump_json() + "\n")
+            replace_file(self._config.folder / DEVICES, devices.model_dump_json().encode() + b"\n")
 
     def _on_nvml(self, line: dict[str, Any]) -> None:
         if uuid := line.get("signs"):
@@ -281,7 +281,7 @@ class Watchdog:
     def _dump_ring(self) -> None:
         lines = "".join(json.dumps(signs) + "\n" for signs in list(self._ring))
         with contextlib.suppress(OSError):
-            write_durably(self._config.folder / TELEMETRY, lines)
+            replace_file(self._config.folder / TELEMETRY, lines.encode())
 
 
 def _moment(event: KernelEvent, now: float) -> float:

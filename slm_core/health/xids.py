@@ -69,11 +69,6 @@ def get(code: int) -> XidRow:
     return XidRow(code, "UNKNOWN", "contact_vendor", meaning, True)
 
 
-def known() -> tuple[XidRow, ...]:
-    """Return the whole table, by number."""
-    return tuple(_table().values())
-
-
 @cache
 def _table() -> dict[int, XidRow]:
     rows = json.loads(Path(__file__).with_name("xids.json").read_text("utf-8"))

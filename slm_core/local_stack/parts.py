@@ -117,6 +117,8 @@ def prefect_part(site: Site) -> Part:
                 "prefect.server.concurrency.lease_storage.filesystem"
             ),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            # Runs and their logs would stay for good; what must be kept is in the store.
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         }
         | ({"PREFECT_SERVER_API_AUTH_STRING": site.login} if site.login else {}),
         cwd=site.project,

@@ -25,6 +25,8 @@ def answers(api_url: str) -> bool:
 def is_online(api_url: str, pool: str, worker: str, since: float, login: str | None) -> bool:
     """Whether ``worker`` of ``pool`` has reported to the server after ``since``.
 
+    A server that does not answer, or not well, says no.
+
     Args:
         api_url: address of the API.
         pool: work pool.
@@ -36,17 +38,22 @@ def is_online(api_url: str, pool: str, worker: str, since: float, login: str | N
         StackError: the server has another login.
     """
     user, _, password = (login or "").partition(":")
-    found = httpx.post(
-        f"{api_url}/work_pools/{pool}/workers/filter",
-        json={},
-        timeout=10,
-        auth=(user, password) if login else None,
-    )
+    try:
+        found = httpx.post(
+            f"{api_url}/work_pools/{pool}/workers/filter",
+            json={},
+            timeout=10,
+            auth=(user, password) if login else None,
+        )
+    except httpx.TransportError:
+        return False
     if found.status_code == httpx.codes.UNAUTHORIZED:
         raise StackError(
             "The Prefect server runs with another login than PREFECT_SERVER_API_AUTH_STRING. Run "
             "`make down`, then `make up`."
         )
-    beats = {row["name"]: row["last_heartbeat_time"] for row in found.raise_for_status().json()}
+    if not found.is_success:
+        return False
+    beats = {row["name"]: row["last_heartbeat_time"] for row in found.json()}
     beat = beats.get(worker)
     return beat is not None and datetime.fromisoformat(beat).timestamp() > since

@@ -97,6 +97,25 @@ def stop(process: ProcessId, *, by: signal.Signals, grace_seconds: float) -> Non
         _end([found], by, grace_seconds)
 
 
+def stop_children(parent: ProcessId, *, grace_seconds: float) -> int:
+    """Ask what the process has started to end; return how many processes were asked.
+
+    For a parent that would kill them. It lives on meanwhile and may start more, so it is
+    looked at again and again. What has not ended after ``grace_seconds`` is left running.
+    """
+    asked: set[psutil.Process] = set()
+    deadline = time.monotonic() + grace_seconds
+    while (found := _find(parent)) is not None and time.monotonic() < deadline:
+        children = {child for child in _children(found) if _is_running(child)}
+        if not children:
+            break
+        for child in children - asked:
+            _send(child, signal.SIGTERM)
+        asked |= children
+        time.sleep(0.1)
+    return len(asked)
+
+
 def sweep(stack_id: str, *, grace_seconds: float) -> int:
     """End whatever still carries the stack's marker; return how many processes that were."""
     marked = [p for p in psutil.process_iter() if p.pid != os.getpid() and _marker(p) == stack_id]
@@ -117,6 +136,18 @@ def _find(process: ProcessId) -> psutil.Process | None:
     with suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)
     return None
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return process.children()
+    return []
+
+
+def _is_running(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _end(processes: Iterable[psutil.Process], by: signal.Signals, grace_seconds: float) -> None:

@@ -21,7 +21,15 @@ from slm_core.errors import StackError
 from slm_core.local_stack import parts, postgres, prefect_api
 from slm_core.local_stack.parts import Part, Site
 from slm_core.local_stack.ports import free_port, is_free
-from slm_core.local_stack.processes import ProcessId, is_alive, start, stop, sweep, wait_until
+from slm_core.local_stack.processes import (
+    ProcessId,
+    is_alive,
+    start,
+    stop,
+    stop_children,
+    sweep,
+    wait_until,
+)
 from slm_core.local_stack.state import StackState, write_private
 from slm_core.settings import Settings
 
@@ -29,6 +37,9 @@ PREFERRED_PORTS = {"postgres": 54329, "prefect": 4200, "teacher": 8801}
 DEPLOYED = ("prefect.yaml", "deployments", "flows", "tasks", "slm_core")
 """What a deployment depends on: declarations, pools, and the code behind the parameter forms."""
 GRACE_SECONDS = 15.0
+RUNS_GRACE_SECONDS = 120.0
+"""For the runs of a worker: a training saves its checkpoint, in the middle of a step as well."""
+_WORKER = "worker-"
 _GENERATED = "# Written by `make up`, removed by `make down`.\n"
 
 
@@ -83,12 +94,17 @@ class LocalStack:
     def down(self) -> None:
         """Stop every part and whatever it started; other processes are not touched.
 
+        Runs of the workers are asked first, while the server can still be told how they ended:
+        a worker that is asked to stop kills them at once and leaves them "Running".
+
         Raises:
             StackError: something would not end; it is still on record.
         """
         with self._exclusively():
             for name, process in reversed(self._state.processes.items()):
                 self._say(f"{name}: stopping")
+                if name.startswith(_WORKER):
+                    stop_children(process, grace_seconds=RUNS_GRACE_SECONDS)
                 by = postgres.FAST_SHUTDOWN if name == "postgres" else signal.SIGTERM
                 stop(process, by=by, grace_seconds=GRACE_SECONDS)
             sweep(str(self.home), grace_seconds=GRACE_SECONDS)
@@ -123,7 +139,7 @@ class LocalStack:
                 f"SLM_TEACHER_MODEL={parts.TEACHER_MODEL} make up"
             )
         if had is not own and any(
-            name.startswith("worker-") and is_alive(process)
+            name.startswith(_WORKER) and is_alive(process)
             for name, process in self._state.processes.items()
         ):
             self._say("workers that run keep their teacher; `make down`, `make up` changes it")

@@ -127,8 +127,7 @@ class Approval(Record):
     expires_at: datetime
     decided_at: datetime | None = None
     refused: str | None = None
-    """What the traffic said against it when it was to be carried out; then those moves were not
-    made."""
+    """What the traffic said against moves that were to be made, and have not been since."""
     created_at: datetime = Field(default_factory=utc_now)
 
 

@@ -1,4 +1,7 @@
-"""What a person sees who is asked to let an adapter answer: the whole evidence, in Markdown."""
+"""What a person sees who is asked to let an adapter answer, in Markdown: all of it, or in short.
+
+The short form is shown above the fields of a narrow window, so it has lists and no table.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +44,14 @@ def approval_markdown(
         dataset: what it was trained on; None when the store does not hold it.
         report: address of the report; None when there is none any more.
     """
-    required = [gate for gate in decision.gates if gate.required]
     traffic = [(move, gate) for move in approval.moves for gate in move.evidence]
     parts = [
-        f"## {adapter.id}: {' and '.join(sorted({m.to_stage for m in approval.moves}))}?",
+        _question(approval),
         _table(
             ("agent/track", "is", "shall be", "what that means", "live now", "risk"),
             [_move_row(move, approval.share) for move in approval.moves],
         ),
-        f"**{decision.outcome}** by decision `{decision.id}`: "
-        f"{sum(gate.verdict == 'pass' for gate in required)} of {len(required)} required gates "
-        "passed. Each judges a whole 95 % interval.",
+        _verdict(decision),
         _table(
             ("gate", "track", "verdict", "value", "threshold", "n", "why"),
             [_gate_row(gate) for gate in decision.gates],
@@ -68,12 +68,70 @@ def approval_markdown(
                 ],
             ),
         ]
-    parts.append(_origin(adapter, dataset, report))
-    parts.append(
+    parts += [_origin(adapter, dataset, report), _end(approval)]
+    return "\n\n".join(parts) + "\n"
+
+
+def approval_summary(
+    approval: Approval,
+    decision: Decision,
+    adapter: Adapter,
+    dataset: Dataset | None = None,
+    report: str | None = None,
+) -> str:
+    """Return the same request in short, with the gates that had to be passed."""
+    moves = [
+        f"* `{move.agent_name}/{move.track}`: {move.from_stage or 'new'} → **{move.to_stage}**, "
+        f"risk {move.risk}; live now: {_live(move)}"
+        for move in approval.moves
+    ]
+    effects = [
+        f"* *{stage}*: {_EFFECTS[stage].format(share=approval.share)}"
+        for stage in sorted({move.to_stage for move in approval.moves})
+    ]
+    gates = [_gate_line(gate, gate.track or "both") for gate in decision.gates if gate.required]
+    traffic = [
+        _gate_line(gate, f"{move.agent_name}/{move.track}")
+        for move in approval.moves
+        for gate in move.evidence
+    ]
+    parts = [
+        _question(approval),
+        "\n".join(moves + effects),
+        _verdict(decision),
+        "\n".join(gates),
+        *(["**Its own traffic so far**", "\n".join(traffic)] if traffic else []),
+        "**Made from**",
+        _origin(adapter, dataset, report),
+        "Every gate with its reason: the artifact `promotion` of this run.",
+        _end(approval),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _question(approval: Approval) -> str:
+    stages = " and ".join(sorted({move.to_stage for move in approval.moves}))
+    return f"## {approval.adapter_id}: {stages}?"
+
+
+def _verdict(decision: Decision) -> str:
+    required = [gate for gate in decision.gates if gate.required]
+    passed = sum(gate.verdict == "pass" for gate in required)
+    return (
+        f"**{decision.outcome}** by decision `{decision.id}`: {passed} of {len(required)} required "
+        "gates passed. Each judges a whole 95 % interval."
+    )
+
+
+def _end(approval: Approval) -> str:
+    return (
         f"Without an answer before {approval.expires_at:%Y-%m-%d %H:%M} UTC it is rejected. "
         "`slm routes roll-back` undoes going live."
     )
-    return "\n\n".join(parts) + "\n"
+
+
+def _live(move: PlannedMove) -> str:
+    return f"`{move.live_adapter_id}`" if move.live_adapter_id else "the teacher"
 
 
 def _move_row(move: PlannedMove, share: float) -> tuple[str, ...]:
@@ -82,7 +140,7 @@ def _move_row(move: PlannedMove, share: float) -> tuple[str, ...]:
         move.from_stage or "new",
         move.to_stage,
         _EFFECTS[move.to_stage].format(share=share),
-        f"`{move.live_adapter_id}`" if move.live_adapter_id else "the teacher",
+        _live(move),
         move.risk,
     )
 
@@ -97,6 +155,11 @@ def _gate_row(gate: GateResult, *, with_track: bool = True) -> tuple[str, ...]:
         str(gate.n),
         gate.reason,
     )
+
+
+def _gate_line(gate: GateResult, of: str) -> str:
+    _, verdict, value, threshold, n, _ = _gate_row(gate, with_track=False)
+    return f"* {verdict}: `{gate.gate}` of {of}, {value} against {threshold}, n = {n}"
 
 
 def _origin(adapter: Adapter, dataset: Dataset | None, report: str | None) -> str:

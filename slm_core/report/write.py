@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from slm_core.report.markdown import to_markdown
 from slm_core.report.page import to_page
 from slm_core.report.shown_cases import choose_cases
 from slm_core.report.spec import ReportSpec
+from slm_core.system.durable import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,4 @@ def write_report(
 
 def replace_text(path: Path, text: str) -> None:
     """Write ``text`` whole or not at all; lone surrogates of a model become question marks."""
-    draft = path.with_suffix(f"{path.suffix}.part")
-    draft.write_bytes(text.encode("utf-8", "replace"))
-    os.replace(draft, path)
+    replace_file(path, text.encode("utf-8", "replace"))

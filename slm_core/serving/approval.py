@@ -107,7 +107,7 @@ def carry_out(store: Store, approval: Approval) -> list[Route]:
     """Make the moves of an approved request; those made before stay. Return the routes.
 
     A person may take days to answer, so the traffic is looked at once more. What it refuses is
-    noted in the request.
+    noted in the request, until a later call makes those moves.
 
     Raises:
         IllegalPromotion: the request was not approved, or the traffic now fails a gate. The
@@ -152,8 +152,8 @@ def carry_out(store: Store, approval: Approval) -> list[Route]:
         else:
             routes.append(route)
     refusals = [error for error in problems if isinstance(error, IllegalPromotion)]
-    if refusals:
-        said = " ".join(error.message for error in refusals)
+    said = " ".join(error.message for error in refusals) or None
+    if said != approval.refused:
         store.approvals.note_refusal(approval.id, said)
     if problems:
         first = (refusals or problems)[0]

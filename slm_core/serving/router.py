@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from slm_core.backends.base import Completion, Request
-from slm_core.errors import RecordNotFound, SlmError, StoreUnavailable
+from slm_core.errors import RecordNotFound, StoreUnavailable
 from slm_core.prompting.prefix import get_prefix
 from slm_core.records import Adapter, Message, Route, Stage, Tool, Track
 from slm_core.serving.messages import ModelSource, source_of
@@ -225,7 +225,7 @@ class LiveModels:
             self._load(source)
         except StoreUnavailable:
             raise
-        except SlmError as error:
+        except Exception as error:
             self._tell(name, f"adapter {route.adapter_id} cannot be served: {error}")
             return None
         self._tell(name, "")
@@ -243,7 +243,9 @@ class LiveModels:
             try:
                 self.refresh()
                 self._tell("", "")
-            except SlmError as error:
+            except Exception as error:
+                # A thread that ends would leave the traffic where it is, roll-backs or not: a
+                # newer version may have written records that this one cannot read.
                 self._tell("", f"the routes cannot be read: {error}")
 
     def _tell(self, name: str, trouble: str) -> None:

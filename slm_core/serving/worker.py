@@ -7,7 +7,6 @@ on Linux at the parent's death itself. Signals meant for the server do not reach
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -20,13 +19,12 @@ from slm_core.backends.model_folder import check_model_folder, locate_model
 from slm_core.errors import BackendError, SlmError
 from slm_core.prompting.prefix import get_prefix
 from slm_core.serving.messages import Cancel, Delta, Done, Failed, Load, ModelSource, Run
+from slm_core.system.parent import die_with_parent
 
 if TYPE_CHECKING:
     from slm_core.backends.local import LocalModel
 
 log = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -102,8 +100,7 @@ class Worker:
 def main(arguments: list[str]) -> int:
     """Serve the connection named on the command line and return the exit code."""
     descriptor, parent, models, device = arguments
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != int(parent):
         return 1
     # Ctrl-C reaches the whole group; the server finishes its answers first, then closes us.

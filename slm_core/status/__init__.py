@@ -10,7 +10,15 @@ from slm_core.status.gather import Look, gather
 from slm_core.status.markdown import to_markdown
 from slm_core.status.page import headline, to_page
 from slm_core.status.sections import Section, sections
-from slm_core.status.snapshot import FlowRunNow, Night, Operations, PoolNow, Status, Waiting
+from slm_core.status.snapshot import (
+    FlowRunNow,
+    Night,
+    Operations,
+    PoolNow,
+    Routine,
+    Status,
+    Waiting,
+)
 
 __all__ = [
     "Concern",
@@ -19,6 +27,7 @@ __all__ = [
     "Night",
     "Operations",
     "PoolNow",
+    "Routine",
     "RunbookPage",
     "Section",
     "Status",

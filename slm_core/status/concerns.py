@@ -19,6 +19,7 @@ RunbookPage = Literal[
     "threshold-without-run",
     "claim-stuck",
     "night-not-green",
+    "schedule-not-green",
     "promotion-waiting",
     "canary-stepped-back",
     "gpu-sick",
@@ -34,7 +35,11 @@ RESUMED_WITHIN = timedelta(minutes=15)
 STARTED_WITHIN = timedelta(minutes=30)
 """`ingest/spool` runs every 5 minutes and starts a run for each claim."""
 NIGHT_WITHIN = timedelta(hours=26)
-"""From one night to the next; the clock may change, and a night may wait for a training."""
+"""From one night to the next; the clock may change."""
+NIGHT_LASTS = timedelta(days=2)
+"""A night may wait for a training of many hours, and then train itself."""
+RED_IN_A_ROW = 2
+"""One red run of a schedule mends itself with the next one."""
 SPOKEN_WITHIN = timedelta(hours=3)
 """The flow ``status`` runs every hour."""
 RECENT = timedelta(days=3)
@@ -64,6 +69,7 @@ def concerns(status: Status) -> tuple[Concern, ...]:
         _runs,
         _claims,
         _nights,
+        _routines,
         _waiting,
         _silence,
     )
@@ -146,6 +152,8 @@ def _claims(status: Status) -> Iterator[Concern]:
             why = f"Claim {claim.id} is held by run {claim.owner}, which is not at work."
         elif claim.state is ClaimState.RUNNING and age > NIGHT_WITHIN:
             why = f"Claim {claim.id} is held by run {claim.owner}, of which nothing is known here."
+        elif claim.state is ClaimState.SUBMITTED and age > NIGHT_WITHIN:
+            why = f"Claim {claim.id} has a run, which has not begun."
         elif claim.state is ClaimState.RELEASED and age > NIGHT_WITHIN:
             why = f"Claim {claim.id} was given back and no night has taken it."
         else:
@@ -170,6 +178,11 @@ def _nights(status: Status) -> Iterator[Concern]:
     if last is not None and not last.green:
         why = f"The last night ({last.at:%Y-%m-%d}) ended {last.outcome}: {last.message}"
         yield Concern("night", why, "night-not-green")
+    elif known.nights and known.nights[0].green is None:
+        newest = known.nights[0]
+        if known.at - newest.at > NIGHT_LASTS:
+            why = f"The night of {newest.at:%Y-%m-%d} is still {newest.outcome}."
+            yield Concern("night", why, "night-not-green")
     elif (since := _silent_since(known)) and known.at - since > NIGHT_WITHIN:
         why = f"No nightly run since {since:%Y-%m-%d %H:%M} UTC, though one is scheduled."
         yield Concern("night", why, "night-not-green")
@@ -180,6 +193,13 @@ def _silent_since(known: Operations) -> datetime | None:
     if known.nightly_since is None:
         return None
     return max(known.nights[0].at, known.nightly_since) if known.nights else known.nightly_since
+
+
+def _routines(status: Status) -> Iterator[Concern]:
+    for one in status.operations.routines if status.operations else ():
+        if one.red >= RED_IN_A_ROW:
+            why = f"{one.deployment} ended {one.outcome}, {one.red} times in a row: {one.message}"
+            yield Concern(f"routine.{one.deployment}", why, "schedule-not-green", one.at)
 
 
 def _waiting(status: Status) -> Iterator[Concern]:

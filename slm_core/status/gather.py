@@ -156,6 +156,14 @@ def _gpus(path: Path) -> GpusNow | None:
         bad = [one.message for one in checks if one.health is health is not Health.PASS]
         name = f"{gpu.index}: {gpu.name}" if gpu.name else gpu.uuid
         found.append(GpuNow(name=name, health=health, message=" ".join(bad)))
+    listed = {name for gpu in report.gpus for name in (gpu.uuid, gpu.pci_bus_id)}
+    # A card that is lost is one that the driver does not list any more.
+    for name in dict.fromkeys(one.gpu for one in report.checks if one.gpu):
+        if name not in listed:
+            checks = [one for one in report.checks if one.gpu == name]
+            health = worst(one.health for one in checks)
+            said = " ".join(one.message for one in checks if one.health is health)
+            found.append(GpuNow(name=name, health=health, message=said))
     machine = [
         one.message
         for one in report.checks

@@ -121,6 +121,18 @@ class Night(Record):
     message: str = ""
 
 
+class Routine(Record):
+    """How the last runs of a deployment went that keeps the service going every few minutes."""
+
+    deployment: str
+    red: int
+    """How many of its last runs in a row ended red."""
+    at: datetime
+    """When the newest of those that ended was due."""
+    outcome: str
+    message: str = ""
+
+
 class PoolNow(Record):
     """A work pool and who serves it."""
 
@@ -143,6 +155,7 @@ class Operations(Record):
     """Newest first."""
     nightly_since: datetime | None = None
     """Since when there should be nights; None when none are scheduled or the schedule rests."""
+    routines: tuple[Routine, ...] = ()
     waiting: tuple[Waiting, ...] = ()
     pools: tuple[PoolNow, ...] = ()
     dashboard: str | None = None

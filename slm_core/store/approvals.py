@@ -73,8 +73,8 @@ class Approvals(RecordTable[Approval]):
             self._replace(connection, decided)
             return decided
 
-    def note_refusal(self, approval_id: str, reason: str) -> Approval:
-        """Note why an approved request was not carried out, or not in full.
+    def note_refusal(self, approval_id: str, reason: str | None) -> Approval:
+        """Note why an approved request was not carried out in full; None says that now it was.
 
         Raises:
             RecordNotFound: there is no such request.
@@ -84,23 +84,3 @@ class Approvals(RecordTable[Approval]):
             noted = stored.model_copy(update={"refused": reason})
             self._replace(connection, noted)
             return noted
-
-    def expire(self, now: datetime | None = None) -> tuple[Approval, ...]:
-        """Close every request that has waited too long; return those closed by this call.
-
-        Raises:
-            StoreUnavailable: the database did not answer; those closed before stay so.
-        """
-        now = now or utc_now()
-        closed: list[Approval] = []
-        for one in self.waiting():
-            if now >= one.expires_at:
-                try:
-                    closed.append(
-                        self.decide(one.id, ApprovalState.EXPIRED, who="", reason="", now=now)
-                    )
-                except StoreError as error:
-                    if error.retryable:
-                        raise
-                    continue  # somebody else closed it in this moment
-        return tuple(closed)

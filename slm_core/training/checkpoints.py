@@ -2,7 +2,8 @@
 
 A checkpoint is a folder ``step-00000042`` with its files and a manifest of their hashes.
 It is written under another name, synced, and renamed, so a half-written one never bears a
-step's name. One that fails its manifest is moved aside, and the next older one is taken.
+step's name. One that it replaces is put aside until then, and comes back if it never happens.
+One that fails its manifest is moved aside, and the next older one is taken.
 The checkpoint of the best validation loss, ``best-00000042``, is kept beside the newest.
 """
 
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.json"
 Prefix = Literal["step-", "best-"]
-_DRAFT, _CORRUPT = "draft-", "corrupt-"
+_DRAFT, _REPLACED, _CORRUPT = "draft-", "draft-old-", "corrupt-"
 
 
 class Checkpoint(NamedTuple):
@@ -54,16 +55,21 @@ def save(
     name = f"{name_prefix}{step:08d}"
     draft = folder / f"{_DRAFT}{name}"
     shutil.rmtree(draft, ignore_errors=True)
-    final = folder / name
+    final, replaced = folder / name, folder / f"{_REPLACED}{name}"
     try:
         _write(draft, step, {**files, STATE: json.dumps(state, indent=2).encode()})
-        # Left by an attempt that was resumed from an older checkpoint; this one replaces it.
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            # Left by an attempt that was resumed from an older checkpoint, and perhaps the only
+            # one: it stays until this one has its name.
+            final.rename(replaced)
         publish(draft, final)
     except BaseException:
         # On a full disk the draft holds the very space that the next words need.
         shutil.rmtree(draft, ignore_errors=True)
+        if replaced.exists() and not final.exists():
+            replaced.rename(final)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in _by_step(folder, name_prefix)[keep:]:
         shutil.rmtree(old)
     log.info("checkpoint saved step=%d path=%s", step, final)
@@ -76,6 +82,11 @@ def newest(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointCorrupt: there were checkpoints, and none of them verifies.
     """
+    for replaced in folder.glob(f"{_REPLACED}*"):
+        final = folder / replaced.name.removeprefix(_REPLACED)
+        if not final.exists() and _problem(replaced) is None:
+            log.warning("checkpoint put back, its replacement was never finished path=%s", final)
+            replaced.rename(final)
     for draft in folder.glob(f"{_DRAFT}*"):
         shutil.rmtree(draft)
     found = _newest_sound(folder, "step-")

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole on disk or not there at all."""
+"""Files and folders of a run, whole on disk or not there at all; a full disk has a name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_core.errors import DiskFull
+from slm_core.system import durable
 
 # EFBIG: the limit on the size of one file (``ulimit -f``), which quota systems use as well.
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -30,14 +31,8 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         DiskFull: there is no room for it.
     """
-    fresh = path.with_name(f"{path.name}.new")
-    try:
-        write_file(fresh, data)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    fresh.replace(path)
-    sync_folder(path.parent)
+    with names_full_disk(path):
+        durable.replace_file(path, data)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -46,10 +41,8 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         DiskFull: there is no room for it.
     """
-    with names_full_disk(path), path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with names_full_disk(path):
+        durable.write_file(path, data)
 
 
 def publish(draft: Path, final: Path) -> None:
@@ -58,18 +51,9 @@ def publish(draft: Path, final: Path) -> None:
         for file in draft.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-        sync_folder(draft)
+        durable.sync_folder(draft)
         draft.rename(final)
-        sync_folder(final.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the disk has the folder's list of names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        durable.sync_folder(final.parent)
 
 
 @contextmanager

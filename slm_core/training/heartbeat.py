@@ -61,10 +61,6 @@ class Heartbeat:
         line = json.dumps(said).encode().ljust(_LINE_BYTES - 1) + b"\n"
         os.pwrite(self._file, line, 0)
 
-    def close(self) -> None:
-        """Close the file; the last beat stays."""
-        os.close(self._file)
-
 
 def read_beat(path: Path) -> Beat | None:
     """Return the newest beat; None when there is none, or it is being written."""

@@ -7,7 +7,6 @@ answers are not those of base and adapter. The folder appears whole or not at al
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from slm_core.errors import (
 )
 from slm_core.prompting.prefix import PREFIXES, Variant
 from slm_core.records import Adapter
+from slm_core.system.locks import try_lock
 from slm_core.training.card import merged_card
 from slm_core.training.durable import publish, write_file
 from slm_core.training.last_words import read_error
@@ -49,6 +49,12 @@ PROMPTS = (
 RECORD = "slm_merged.json"
 _ORDER, _RESULT, _ERROR, _LOG = "order.json", "result.json", "error.json", "merge.log"
 _LOG_TAIL_LINES = 15
+_WORK_SECONDS = 6 * 3600.0
+"""For a large model on a slow disk; a worker that takes longer waits for something."""
+_KILL_SECONDS = 10.0
+
+# Kept, for Python complains about a living process that nobody holds any more.
+_abandoned: list[subprocess.Popen[bytes]] = []
 
 
 def merge_adapter(
@@ -90,7 +96,7 @@ def merge_adapter(
         MergeRejected: the merged model answers otherwise; nothing is left behind.
         MissingDependency: 4-bit without bitsandbytes.
         RunBusy: another merge into ``out`` is at work.
-        TrainingError: the worker crashed.
+        TrainingError: the worker crashed, or did not end.
     """
     final, folder = Path(out).expanduser().absolute(), locate_model(str(base))
     if final.exists():
@@ -173,10 +179,8 @@ def _draft(final: Path) -> Iterator[Path]:
     draft.mkdir(parents=True, exist_ok=True)
     handle = os.open(draft, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusy(f"Another merge into {final} is at work; wait for it.") from None
+        if not try_lock(handle):
+            raise RunBusy(f"Another merge into {final} is at work; wait for it.")
         for left in draft.iterdir():  # by a merge that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
@@ -198,24 +202,44 @@ def _work(draft: Path, order: MergeOrder) -> tuple[str, MergeCheck]:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            code = worker.wait()
+            code = worker.wait(_WORK_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise TrainingError(
+                f"The worker that merges did not end within {_WORK_SECONDS / 3600:g} hours, and "
+                "was killed. Look at the disk and the GPU, then merge again.",
+                log_tail=_log_tail(draft),
+            ) from None
         finally:
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGKILL)  # it has written nothing that will be kept
-                worker.wait()
+            _kill(worker)
     if (error := read_error(draft / _ERROR)) is not None:
         raise error
     if code != 0:
-        lines = (draft / _LOG).read_text("utf-8", "replace").splitlines()
         hint = " (often the host running out of memory)" if code == -signal.SIGKILL else ""
         raise TrainingError(
             f"The worker that merges ended with {code}{hint}. It needs about 4 bytes of memory "
             "per weight of the base model.",
             exit_code=code,
-            log_tail="\n".join(lines[-_LOG_TAIL_LINES:]),
+            log_tail=_log_tail(draft),
         )
     result = json.loads((draft / _RESULT).read_text("utf-8"))
     return result["dtype"], MergeCheck.model_validate(result["check"])
+
+
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker that is still there; leave one that outlives SIGKILL to the kernel."""
+    if worker.poll() is not None:
+        return
+    worker.send_signal(signal.SIGKILL)  # it has written nothing that will be kept
+    try:
+        worker.wait(_KILL_SECONDS)
+    except subprocess.TimeoutExpired:
+        _abandoned.append(worker)
+        log.error("merge worker cannot be killed pid=%d", worker.pid)
+
+
+def _log_tail(draft: Path) -> str:
+    lines = (draft / _LOG).read_text("utf-8", "replace").splitlines()
+    return "\n".join(lines[-_LOG_TAIL_LINES:])
 
 
 def _advice(order: MergeOrder, dtype: str) -> str:

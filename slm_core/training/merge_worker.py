@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from slm_core.errors import SlmError
+from slm_core.system.parent import die_with_parent
 from slm_core.training.durable import write_json
 from slm_core.training.faults import ExitCode
 from slm_core.training.last_words import write_error
 from slm_core.training.merged_model import MergeOrder
-from slm_core.training.stop import die_with_parent
 
 
 def main(draft: Path) -> ExitCode:

@@ -7,18 +7,17 @@ nobody holds its lock. Whoever resumes goes by the order, not by today's presets
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import os
 import re
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from slm_core.errors import (
     ConfigError,
@@ -30,8 +29,11 @@ from slm_core.errors import (
     SlmError,
 )
 from slm_core.records import Record, RunState, utc_now
+from slm_core.system.locks import lock_within, try_lock
 from slm_core.training.durable import write_json
 from slm_core.training.spec import TrainingSpec
+
+log = logging.getLogger(__name__)
 
 # A process that was just killed needs a moment to be gone.
 _LOCK_WAIT_SECONDS = 1.0
@@ -73,6 +75,8 @@ class Order(Record):
     """Of a run that did not complete: doing the same again would end in the same way."""
     cancelled: bool = False
     """Of a run that was interrupted: a person stopped it, and nobody is to be called for it."""
+    stops: int = 0
+    """How often its worker was stopped under it; no fault of the run, so no attempt of it."""
     created_at: datetime = Field(default_factory=utc_now)
 
 
@@ -98,11 +102,11 @@ class OrderBook:
         """Return the order of a run, or of the run that a training is part of, if there is one.
 
         Raises:
-            ConfigError: the id cannot be that of a run.
+            ConfigError: the id cannot be that of a run, or its order cannot be read.
         """
         path = self._folder(run_id) / "order.json"
         if path.is_file():
-            return Order.model_validate_json(path.read_bytes())
+            return _read(path)
         parts = (o for o in self.list() if any(part.run_id == run_id for part in o.parts))
         return next(parts, None)
 
@@ -121,9 +125,16 @@ class OrderBook:
         return order
 
     def list(self) -> list[Order]:
-        """Return every order, oldest first."""
-        files = self._runs.glob("*/order.json")
-        found = (Order.model_validate_json(file.read_bytes()) for file in files)
+        """Return every order that can be read, oldest first; others are logged.
+
+        A newer version may have written one, and it must not hide the rest.
+        """
+        found: list[Order] = []
+        for file in self._runs.glob("*/order.json"):
+            try:
+                found.append(Order.model_validate_json(file.read_bytes()))
+            except (OSError, ValidationError) as error:
+                log.warning("order not readable path=%s: %s", file, type(error).__name__)
         return sorted(found, key=lambda order: (order.created_at, order.run_id))
 
     def resumable(self) -> list[Order]:
@@ -152,7 +163,8 @@ class OrderBook:
             return False
         handle = os.open(path, os.O_RDWR)
         try:
-            return not _try_lock(handle)
+            # Shared: who only looks must not look like work to another who looks.
+            return not try_lock(handle, shared=True)
         finally:
             os.close(handle)
 
@@ -200,11 +212,8 @@ class OrderBook:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / "order.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            deadline = time.monotonic() + wait_seconds
-            while not _try_lock(handle):
-                if time.monotonic() > deadline:
-                    raise RunBusy(f"Run {run_id} is at work; wait for it, or cancel it first.")
-                time.sleep(0.05)
+            if not lock_within(handle, wait_seconds):
+                raise RunBusy(f"Run {run_id} is at work; wait for it, or cancel it first.")
             yield
         finally:
             os.close(handle)
@@ -217,12 +226,14 @@ class OrderBook:
         return self._runs / run_id
 
 
-def _try_lock(handle: int) -> bool:
+def _read(path: Path) -> Order:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return Order.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path} is no order that this version can read; a newer one may have written it, and "
+            f"can go on with the run. {error.error_count()} problems: {error.errors()[0]['msg']}"
+        ) from error
 
 
 def _name_of(error: BaseException) -> str:

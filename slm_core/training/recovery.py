@@ -180,6 +180,9 @@ def _without_sick(spec: TrainingSpec, plan: Plan, triage: Triage) -> Retry | Sto
     fitted = _on_gpus(spec, plan, left) if left else None
     if fitted is None:
         return Stop(f"{triage.reason} Too few GPUs are left without the sick ones.", triage)
+    if left == plan.gpus:
+        # Not another plan: attempts that end like this one are counted as in vain.
+        return Retry(plan, f"resumed: {triage.reason}")
     change = f"without {', '.join(triage.sick) or 'the sick GPU'}"
     if fitted.world_size != plan.world_size:
         change += f", world_size {plan.world_size} -> {fitted.world_size}"

@@ -35,12 +35,20 @@ class Row(NamedTuple):
     ids: list[int]
     supervised: list[bool]
     """Same length as ``ids``: True where the model learns to write that token."""
+    cut: int = 0
+    """Prompt tokens taken out of it. A row that could not be cut is empty, and all of it is."""
+
+    @property
+    def planned(self) -> int:
+        """Length as the dataset has it: the schedule must not change with what a plan cuts."""
+        return len(self.ids) + self.cut
 
 
 class Rows(NamedTuple):
     """The rows of one split, and how many examples are not among them."""
 
     rows: list[Row]
+    """An example that could not be cut keeps its place as an empty row: see ``Row.planned``."""
     too_long: list[str]
     """Ids of the examples dropped for their length."""
     other_track: int
@@ -51,6 +59,11 @@ class Rows(NamedTuple):
     """Prompt tokens taken out of those rows."""
     uncuttable: tuple[str, ...] = ()
     """Ids of the examples dropped because what they teach alone does not fit."""
+
+    @property
+    def kept(self) -> list[Row]:
+        """The rows that are read, without the empty ones."""
+        return [row for row in self.rows if row.ids]
 
     @property
     def supervised_tokens(self) -> int:
@@ -142,15 +155,15 @@ def tokenize(
     return found if shorten_to is None else _shorten_all(found, shorten_to)
 
 
-def shorten(row: Row, max_length: int) -> tuple[Row, int] | None:
-    """Return ``row`` cut to ``max_length`` tokens, and how many were cut; None if it cannot be.
+def shorten(row: Row, max_length: int) -> Row | None:
+    """Return ``row`` cut to ``max_length`` tokens; None if it cannot be.
 
     Only tokens before the first supervised one go, out of their middle: the instructions at
     the beginning and the question at the end stay.
     """
     cut = len(row.ids) - max_length
     if cut <= 0:
-        return row, 0
+        return row
     prompt = row.supervised.index(True) if True in row.supervised else len(row.ids)
     kept = prompt - cut
     # Something must be left that predicts the first supervised token.
@@ -160,18 +173,19 @@ def shorten(row: Row, max_length: int) -> tuple[Row, int] | None:
     gap = slice(head, head + cut)
     ids, supervised = list(row.ids), list(row.supervised)
     del ids[gap], supervised[gap]
-    return Row(row.id, ids, supervised), cut
+    return Row(row.id, ids, supervised, cut=cut)
 
 
 def _shorten_all(rows: Rows, max_length: int) -> Rows:
-    """Cut what is longer than ``max_length``; drop, and name, what cannot be cut."""
-    kept: list[Row] = []
+    """Cut what is longer than ``max_length``; empty, and name, what cannot be cut."""
+    after: list[Row] = []
     lost: list[str] = []
     cut_rows = cut_tokens = 0
     for row in rows.rows:
-        result = shorten(row, max_length)
-        if result is None:
+        shorter = shorten(row, max_length)
+        if shorter is None:
             lost.append(row.id)
+            after.append(Row(row.id, [], [], cut=len(row.ids)))
             log.warning(
                 "row dropped, its supervised part does not fit id=%s tokens=%d shorten_to=%d",
                 row.id,
@@ -179,9 +193,9 @@ def _shorten_all(rows: Rows, max_length: int) -> Rows:
                 max_length,
             )
             continue
-        kept.append(result[0])
-        cut_rows += result[1] > 0
-        cut_tokens += result[1]
+        after.append(shorter)
+        cut_rows += shorter.cut > 0
+        cut_tokens += shorter.cut
     if cut_rows or lost:
         log.warning(
             "prompts cut rows=%d tokens=%d dropped=%d shorten_to=%d",
@@ -191,7 +205,7 @@ def _shorten_all(rows: Rows, max_length: int) -> Rows:
             max_length,
         )
     return rows._replace(
-        rows=kept, cut_rows=cut_rows, cut_tokens=cut_tokens, uncuttable=tuple(lost)
+        rows=after, cut_rows=cut_rows, cut_tokens=cut_tokens, uncuttable=tuple(lost)
     )
 
 

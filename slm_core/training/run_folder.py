@@ -18,11 +18,9 @@ adapter/           present only when the run is finished
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 
 from slm_core.errors import ConfigError, RunBusy, SpecChanged
 from slm_core.records import Attempt, Record
+from slm_core.system.locks import lock_within
 from slm_core.training.durable import write_json
 from slm_core.training.plan import Plan
 from slm_core.training.spec import TrainingSpec
@@ -109,13 +108,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            deadline = time.monotonic() + _LOCK_WAIT_SECONDS
-            while not _try_lock(handle):
-                if time.monotonic() > deadline:
-                    raise RunBusy(
-                        f"Another trainer is at work in {self.path}; wait for it or stop it."
-                    )
-                time.sleep(0.05)
+            if not lock_within(handle, _LOCK_WAIT_SECONDS):
+                raise RunBusy(f"Another trainer is at work in {self.path}; wait for it or stop it.")
             yield handle
         finally:
             os.close(handle)
@@ -185,14 +179,6 @@ class RunFolder:
     def _has_progress(self) -> bool:
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return saved or self.adapter.is_dir()
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Position(NamedTuple):
 
 
 class Schedule:
-    """The course of a run over rows of the given lengths."""
+    """The course of a run over rows of the given lengths, before any plan cut them."""
 
     def __init__(
         self, lengths: Sequence[int], spec: TrainingSpec, rows_per_step: int | None = None

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 from types import FrameType
 
 from slm_core.training.faults import ExitCode
-
-_PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
@@ -37,12 +33,3 @@ class StopRequest:
             # Somewhere inside an import or a model load: nothing to save, no safe unwinding.
             os._exit(ExitCode.INTERRUPTED)
         self._asked = True
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, however that happens.
-
-    Only Linux can; elsewhere the worker notices at its next step.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -37,8 +37,10 @@ class Finished:
     supervised_tokens: int
     seconds: float
     """Time inside steps, over all attempts."""
+    gpu_seconds: float
+    """The same, times the workers that each of those steps had."""
     flops: float | None = None
-    """Model FLOPs of those steps (``throughput.training_flops``); None leaves MFU out."""
+    """Model FLOPs of those steps; None leaves MFU out."""
     events: Sequence[StepEvent]
     """All logged steps, at least one."""
     notes: Sequence[Note] = ()
@@ -54,9 +56,6 @@ class Finished:
     """Number of the present one."""
     recoveries: Sequence[str] = ()
     """What workers changed by themselves, one message each."""
-    wall_seconds: float | None = None
-    """Of the machine, over all attempts: loading and validation included. None takes it from
-    the attempts; one whose watcher was killed has no known end and is left out."""
     usd_per_hour: float | None = None
     """Price of that machine with all its GPUs."""
     trainable_parameters: int
@@ -80,8 +79,8 @@ def build_summary(run: Finished) -> dict[str, Any]:
         "steps": run.steps,
         "epochs": run.spec.epochs,
         "stop_reason": run.stop_reason,
-        "examples": len(run.train.rows),
-        "val_examples": len(run.val.rows),
+        "examples": len(run.train.kept),
+        "val_examples": len(run.val.kept),
         "tokens": run.tokens,
         "supervised_tokens": run.supervised_tokens,
         "seconds": round(run.seconds, 3),
@@ -134,8 +133,10 @@ def _published_val_loss(run: Finished) -> float | None:
 
 
 def _wall_seconds(run: Finished) -> float:
-    if run.wall_seconds is not None:
-        return run.wall_seconds
+    """Return the time of the machine, over all attempts: loading and validation included.
+
+    An attempt whose watcher was killed has no known end and is left out.
+    """
     known = [a for a in run.attempts if not (a.fault and a.fault.kind == "trainer_killed")]
     spans = [((a.ended_at or utc_now()) - a.started_at).total_seconds() for a in known]
     return max(sum(spans), run.seconds)
@@ -149,7 +150,7 @@ def _mfu(run: Finished) -> float | None:
     if run.flops is None:
         return None
     peak = peak_flops(run.device, run.precision)
-    share = utilisation(run.flops, run.seconds, peak, run.plan.world_size)
+    share = utilisation(run.flops, run.gpu_seconds, peak)
     return None if share is None else round(share, 4)
 
 

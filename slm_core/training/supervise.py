@@ -149,7 +149,7 @@ def _watch(
             silent = max(rank.watch.silence(now) for rank in living)
             killed = _kill(living, limits)
             return ended._replace(alarm=alarm, silent_seconds=silent, unkillable=killed)
-        stuck = [rank for rank in living if rank in hung]
+        stuck = [rank for rank in living if rank in hung and not _waits(rank, living)]
         if stuck:
             rank = max(stuck, key=lambda rank: rank.watch.silence(now))
             ended = ended._replace(
@@ -165,6 +165,15 @@ def _watch(
                 rank.watch.limit_seconds,
             )
             return ended._replace(unkillable=_end_hung(living, limits))
+
+
+def _waits(rank: Rank, living: list[Rank]) -> bool:
+    """Return whether ``rank`` may only be waiting, in its step, for what another one does.
+
+    One that compiles or saves has more time, and is itself watched meanwhile.
+    """
+    others = (other.watch.phase for other in living if other is not rank)
+    return rank.watch.phase == "train" and any(phase in ("probe", "save") for phase in others)
 
 
 def _end_hung(ranks: list[Rank], limits: Limits) -> tuple[int, ...]:

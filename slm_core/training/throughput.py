@@ -76,21 +76,6 @@ def matrix_flops(shape: ModelShape, tokens: int, head_tokens: int) -> float:
     return per_token * tokens + 4.0 * shape.head * head_tokens
 
 
-def training_flops(shape: ModelShape, document_tokens: Iterable[int], head_tokens: int) -> float:
-    """Return the model FLOPs of one training pass over whole documents."""
-    lengths = list(document_tokens)
-    return matrix_flops(shape, sum(lengths), head_tokens) + attention_flops(shape, lengths)
-
-
-def lora_flops_per_token(frozen: int, lora: int) -> float:
-    """Return the common estimate 6N x (2 + lora/frozen) / 3 for N = frozen + lora weights.
-
-    It is the one of NeMo Automodel (``benchmark.py``), for comparing with published numbers;
-    it leaves attention out.
-    """
-    return 6.0 * (frozen + lora) * (2 + lora / frozen) / 3
-
-
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Return the most FLOP/s that a GPU of this name can do in bf16, or None if unknown.
 
@@ -103,18 +88,19 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     return next((peak for pattern, peak in _PEAKS if re.fullmatch(pattern, name)), None)
 
 
-def utilisation(flops: float, seconds: float, peak: float | None, gpus: int = 1) -> float | None:
-    """Return the MFU, the share of the peak of all GPUs; None where the peak is unknown."""
-    if peak is None or seconds <= 0:
+def utilisation(flops: float, gpu_seconds: float, peak: float | None) -> float | None:
+    """Return the MFU, the share of the peak of all GPUs; None where the peak is unknown.
+
+    Args:
+        flops: what the model took.
+        gpu_seconds: time of each GPU, summed over them.
+        peak: FLOP/s of one GPU.
+    """
+    if peak is None or gpu_seconds <= 0:
         return None
-    return flops / (seconds * peak * gpus)
+    return flops / (gpu_seconds * peak)
 
 
 def cost_usd(seconds: float, usd_per_hour: float | None) -> float | None:
     """Return what ``seconds`` of a machine cost; None without a price."""
     return None if usd_per_hour is None else seconds / 3600 * usd_per_hour
-
-
-def eta_seconds(done: int, left: int, seconds: float) -> float:
-    """Return the time for ``left`` more steps after ``done`` of them took ``seconds``."""
-    return seconds / done * left if done else 0.0

@@ -14,7 +14,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slm_core.backends.model_folder import check_model_folder, file_sha256, locate_model
+from slm_core.backends.adapter_folder import read_adapter
+from slm_core.backends.model_folder import check_model_folder, locate_model
 from slm_core.errors import (
     GpuFault,
     ModelError,
@@ -89,7 +90,8 @@ def train(
     Raises:
         ModelError: the base model is missing, incomplete or not what it claims to be.
         DatasetError: the dataset is, or some rows would have to be cut.
-        SpecChanged: the run began with another spec, dataset or base model.
+        SpecChanged: the run began with another spec, dataset, base model, chat
+            template or tokenizer.
         RunBusy: another trainer is at work in ``run_dir``.
         CheckpointCorrupt: the run has checkpoints, and none verifies.
         TrainingDiverged: loss or gradient became infinite or not a number.
@@ -114,7 +116,7 @@ def train(
         if not run.adapter.is_dir():
             trainer = _Trainer(run, lock, attempts, doctor, on_progress, usd_per_hour, limits)
             trainer.train(identity, dataset_path.resolve(), model_folder, tuple(gpus))
-        return _read_adapter(run)
+        return _finished_adapter(run)
 
 
 class _Trainer:
@@ -249,21 +251,14 @@ class _Trainer:
         return RecoveryExhausted(stop.reason, kind=fault.kind, **about)
 
 
-def _read_adapter(run: RunFolder) -> Adapter:
+def _finished_adapter(run: RunFolder) -> Adapter:
     """Return the finished adapter's record after comparing the weights with it."""
-    record = run.adapter / "slm_adapter.json"
-    weights = run.adapter / "adapter_model.safetensors"
-    if not record.is_file() or not weights.is_file():
-        raise ModelError(f"The adapter in {run.adapter} is incomplete; remove it and train again.")
-    adapter = Adapter.model_validate_json(record.read_bytes())
-    found = file_sha256(weights)
-    if found != adapter.weights_sha256:
+    try:
+        adapter = read_adapter(run.adapter)
+    except ModelError as error:
         raise ModelError(
-            f"The weights in {run.adapter} are not those that were trained; remove the folder "
-            "and train again.",
-            expected=adapter.weights_sha256,
-            found=found,
-        )
+            f"{error.message} To train it again, remove {run.adapter}.", **error.context
+        ) from error
     # The run directory may have been moved since.
     return adapter.model_copy(update={"path": str(run.adapter)})
 

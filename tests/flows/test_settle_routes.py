@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
 from typing import Any
 
 import pytest
 from prefect import flow, get_client
-from prefect.states import Cancelled, Crashed, State
+from prefect.states import Cancelled, Crashed, Scheduled, State
 
 from flows.promote_adapter import promote_adapter
 from flows.settle_routes import settle_routes
 from slm_core.presets import NANO
 from slm_core.records import (
-    Adapter,
     Approval,
     ApprovalState,
     RiskTier,
     Stage,
     TrafficKey,
     TrafficOutcome,
+    TrafficRole,
 )
-from slm_core.serving import PromotionSpec, carry_out, promote, request_approval
+from slm_core.serving import PromotionSpec, carry_out, request_approval
 from slm_core.store import Store
-from slm_core.testing.records import make_adapter, make_decision
+from slm_core.testing.records import make_adapter
+from slm_core.testing.routes import move
 from slm_core.training.orders import Order
-from tasks import promotion, settling
+from tasks import settling
 from tasks._wiring import order_book
 
 pytestmark = pytest.mark.integration
@@ -36,46 +37,6 @@ ANN = {"who": "ann", "reason": "the gates passed"}
 
 @flow(name="promote")
 def promote_flow() -> None: ...
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What is announced."""
-    events: list[tuple[str, dict[str, Any]]] = []
-
-    def note(event: str, resource_id: str, **payload: Any) -> None:
-        events.append((event, payload))
-
-    monkeypatch.setattr(promotion, "announce", note)
-    monkeypatch.setattr(settling, "announce", note)
-    return events
-
-
-@pytest.fixture
-def store(service: Any) -> Iterator[Store]:
-    """A store with one candidate for two agents."""
-    with service.store() as store:
-        store.decisions.save(make_decision())
-        for agent in ("desk", "intake"):
-            move(store, Stage.CANDIDATE, agent)
-        yield store
-
-
-def move(
-    store: Store, to: Stage, agent: str = "desk", adapter: Adapter = ADAPTER, **options: Any
-) -> None:
-    store.adapters.save(adapter)
-    promote(
-        store,
-        adapter=adapter,
-        agent_name=agent,
-        track="toolcall",
-        decision=make_decision(adapter_id=adapter.id),
-        who="setup",
-        reason="setup",
-        to_stage=to,
-        **options,
-    )
 
 
 def asked(store: Store, agent: str, state: State[Any] | None = None) -> Approval:
@@ -90,9 +51,8 @@ def ordered(run_id: str, risk: RiskTier = RiskTier.HIGH) -> None:
     order_book().write(Order(run_id=run_id, flow="retrain", spec=plan.model_dump(mode="json")))
 
 
-def test_a_weak_canary_is_taken_back_and_that_is_told(store: Store, told: list[Any]) -> None:
-    move(store, Stage.SHADOW)
-    move(store, Stage.CANARY, share=0.5)
+def see(store: Store, role: TrafficRole, outcome: TrafficOutcome, count: int) -> None:
+    """Let the agent ``desk`` have that traffic on the route as it stands now."""
     route = store.routes.find("desk", "toolcall", ADAPTER.id)
     assert route is not None
     key = TrafficKey(
@@ -100,10 +60,16 @@ def test_a_weak_canary_is_taken_back_and_that_is_told(store: Store, told: list[A
         track="toolcall",
         adapter_id=ADAPTER.id,
         version=route.version,
-        role="answer",
-        outcome=TrafficOutcome.TIMEOUT,
+        role=role,
+        outcome=outcome,
     )
-    store.traffic.add({key: 40})
+    store.traffic.add({key: count})
+
+
+def test_a_weak_canary_is_taken_back_and_that_is_told(store: Store, told: list[Any]) -> None:
+    move(store, Stage.SHADOW)
+    move(store, Stage.CANARY, share=0.5)
+    see(store, "answer", TrafficOutcome.TIMEOUT, 40)
     (moved,) = settling.guard_canaries.fn()
     assert (moved.adapter_id, moved.to_stage) == (ADAPTER.id, Stage.SHADOW)
     ((event, payload),) = told
@@ -137,10 +103,35 @@ def test_what_was_approved_moves_though_its_run_died(store: Store) -> None:
     assert len(store.routes.history("desk", "toolcall")) == 2
 
 
+def test_a_promotion_that_the_traffic_refuses_keeps_no_other_back(store: Store) -> None:
+    move(store, Stage.SHADOW)
+    see(store, "shadow", TrafficOutcome.AGREED, 100)
+    refused, good = (asked(store, agent) for agent in ("desk", "intake"))
+    for one in (refused, good):
+        store.approvals.decide(one.id, ApprovalState.APPROVED, **ANN)
+    see(store, "shadow", TrafficOutcome.DISAGREED, 300)
+    (moved,) = settling.make_approved_moves.fn()
+    assert (moved.agent_name, moved.stage) == ("intake", Stage.SHADOW)
+    assert "300 of 400" in (store.approvals.get(refused.id).refused or "")
+
+
+def test_an_answer_that_is_on_its_way_is_not_taken_for_silence(store: Store) -> None:
+    hasty = PromotionSpec(approval_days=0.1 / 86_400)
+    with get_client(sync_client=True) as client:
+        runs = [client.create_flow_run(promote_flow, state=one) for one in (Scheduled(), Crashed())]
+    answered, silent = (
+        request_approval(store, hasty, run_id=str(run.id), agent_name=agent)
+        for run, agent in zip(runs, ("desk", "intake"), strict=True)
+    )
+    time.sleep(0.2)
+    assert [one.id for one in settling.close_requests.fn()] == [silent.id]
+    assert store.approvals.waiting() == (answered,)
+
+
 def test_a_promotion_that_a_retraining_could_not_start_is_started_once(store: Store) -> None:
     deployment = promote_adapter.to_deployment(name="adapter").apply()
     late = make_adapter(id=f"adapter-late-{deployment}", run_id="late")
-    move(store, Stage.CANDIDATE, "lobby", late)
+    move(store, Stage.CANDIDATE, "lobby", adapter=late)
     ordered("late", RiskTier.MEDIUM)
     for _ in range(2):
         # The other one was trained by hand: nobody is asked about it.

@@ -81,7 +81,6 @@ def test_two_healthy_gpus_pass_within_ten_seconds(driver: FakeDriver, machine: F
     [
         (8, NextAction.CHECK_POWER),
         (9, NextAction.RELOAD_DRIVER),
-        (12, NextAction.RECREATE_CONTAINER),
         (14, NextAction.CONTACT_VENDOR),
         (15, NextAction.REBOOT),
         (16, NextAction.RESET_GPU),
@@ -100,6 +99,15 @@ def test_a_driver_that_does_not_start_fails(
     assert str(code) in the(report, "driver").message
     assert (next_action(report), report.usable) == (action, ())
     assert commands(report)
+
+
+def test_a_library_that_is_missing_in_a_container_is_not_mounted(
+    driver: FakeDriver, machine: FakeMachine
+) -> None:
+    (machine.proc / "1").mkdir()
+    (machine.proc / "1/cgroup").write_text("0::/docker/0123\n")
+    driver.set(init=12)
+    assert next_action(check(machine)) is NextAction.RECREATE_CONTAINER
 
 
 def test_no_permission_is_unknown_and_not_a_pass(driver: FakeDriver, machine: FakeMachine) -> None:

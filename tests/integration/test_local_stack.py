@@ -34,17 +34,23 @@ REPOSITORY = Path(__file__).parents[2]
 LOGIN = ("slm", "a-pass-word")
 
 FLOW = """
-import json, os, subprocess, sys
+import json, os, subprocess, sys, time
 from prefect import flow
 
 @flow(name="tick")
-def tick(child: bool = False) -> None:
+def tick(child: bool = False, wait: bool = False) -> None:
     saw = {"cwd": os.getcwd(), "database": os.environ["SLM_DATABASE_URL"]}
     if child:  # as a trainer would be: in a session of its own, and outliving the flow
         sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
         saw["child"] = subprocess.Popen(sleeper, start_new_session=True).pid
     with open(os.path.join(os.environ["SLM_HOME"], "saw.json"), "w") as file:
         json.dump(saw, file)
+    if wait:
+        try:
+            time.sleep(600)
+        finally:  # as a training saves its checkpoint
+            time.sleep(2)
+            open(os.path.join(os.environ["SLM_HOME"], "saved"), "w").close()
 """
 DEPLOYMENTS = """
 pull:
@@ -104,6 +110,17 @@ def api(stack: LocalStack, method: str, path: str, body: dict[str, Any] | None =
     return answer.raise_for_status().json()
 
 
+def begin(stack: LocalStack, deployment: str, **parameters: Any) -> str:
+    """Create a run of a deployment; return its id."""
+    found = api(stack, "GET", f"/deployments/name/tick/{deployment}")
+    path = f"/deployments/{found['id']}/create_flow_run"
+    return str(api(stack, "POST", path, {"parameters": parameters})["id"])
+
+
+def state_of(stack: LocalStack, run: str) -> Any:
+    return api(stack, "GET", f"/flow_runs/{run}")["state"]
+
+
 def eventually(check: Callable[[], Any], seconds: float) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := check()):
@@ -119,12 +136,10 @@ def test_the_scheduler_creates_the_runs_of_a_cron(stack: LocalStack) -> None:
 
 
 def test_a_worker_completes_a_run_with_the_settings_of_the_stack(stack: LocalStack) -> None:
-    deployment = api(stack, "GET", "/deployments/name/tick/gpu")
-    parameters = {"parameters": {"child": True}}
-    run = api(stack, "POST", f"/deployments/{deployment['id']}/create_flow_run", parameters)
+    run = begin(stack, "gpu", child=True)
 
     def ended() -> Any:
-        state = api(stack, "GET", f"/flow_runs/{run['id']}")["state"]
+        state = state_of(stack, run)
         return state["type"] in ("COMPLETED", "FAILED", "CRASHED") and state
 
     state = eventually(ended, seconds=60)
@@ -200,13 +215,20 @@ def test_the_prefect_command_finds_the_stack(stack: LocalStack) -> None:
     assert f"http://127.0.0.1:{port}/api" in (stack.project / "prefect.toml").read_text()
 
 
-def test_down_ends_everything_that_up_and_the_runs_started(stack: LocalStack) -> None:
+def test_down_lets_runs_save_and_ends_everything_that_up_and_they_started(
+    stack: LocalStack,
+) -> None:
     parts = stack.status()
-    grandchild = json.loads((stack.settings.home / "saw.json").read_text())["child"]
+    saw = stack.settings.home / "saw.json"
+    grandchild = json.loads(saw.read_text())["child"]
     assert psutil.pid_exists(grandchild)
+    saw.unlink()
+    begin(stack, "cron", wait=True)  # the child keeps the one place of worker-gpu
+    eventually(saw.exists, seconds=60)
 
     stack.down()
 
+    assert (stack.settings.home / "saved").exists()
     assert stack.status() == []
     assert not any(is_alive(part.process) for part in parts)
     assert not psutil.pid_exists(grandchild)

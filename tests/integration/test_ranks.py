@@ -62,7 +62,9 @@ try:
 except OutOfGpuMemory as error:
     ended = error.message
 weights = [p.detach().double().sum().item() for p in student.trainable.values()]
-print("RESULT" + json.dumps([ended, losses, weights, told, loop.counters.step]))
+counted = loop.counters
+each = counted.gpu_seconds / counted.seconds if counted.seconds else 0
+print("RESULT" + json.dumps([ended, losses, weights, told, counted.step, each]))
 ranks.wait()
 ranks.leave()
 """
@@ -81,7 +83,7 @@ SPEC: dict[str, Any] = {
 
 def run_ranks(
     model: Path, folder: Path, *, fail_rank: int = -1, fail_above: int = 0, **spec: Any
-) -> list[tuple[str, list[float], list[float], list[str], int]]:
+) -> list[tuple[str, list[float], list[float], list[str], int, float]]:
     """Run the loop in as many processes as the spec says; return what each one saw."""
     order = {
         "model": str(model),
@@ -125,6 +127,7 @@ def test_two_workers_learn_what_one_learns(
     """With dropout on: its masks do not depend on who reads a row."""
     one, other = run_ranks(tiny_model, tmp_path, world_size=2, **change)
     assert one[2] == other[2]  # the same weights on both, to the bit
+    assert (alone[5], one[5]) == (pytest.approx(1), pytest.approx(2))
     assert one[1] == pytest.approx(alone[1], rel=1e-4)
 
 

@@ -210,7 +210,7 @@ def site() -> Iterator[Site]:
             "PREFECT_HOME": str(project / "prefect-home"),
             "HF_HUB_OFFLINE": "1",
             "DO_NOT_TRACK": "1",
-            "AZURE_ENDPOINT": teacher.address,
+            "AZURE_ENDPOINT": teacher.base_url,
             "AZURE_API_KEY": "key",
             "SLM_NOTIFY_URL": people.url,
             "LANGFUSE_PUBLIC_KEY": langfuse.public_key,

@@ -10,7 +10,17 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import flow, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
+from prefect.states import (
+    Cancelled,
+    Completed,
+    Crashed,
+    Failed,
+    Paused,
+    Pending,
+    Running,
+    Scheduled,
+    Submitting,
+)
 
 from slm_core.errors import RecordNotFound, RecoveryExhausted, RunBusy, StoreError
 from slm_core.records import ClaimState, RunState, utc_now
@@ -26,6 +36,7 @@ from tasks.resuming import (
     find_run,
     go_on,
     is_gone_for_good,
+    note_stop,
     overdue_runs,
 )
 
@@ -41,6 +52,10 @@ def retrain() -> None: ...
 def evaluate() -> None: ...
 
 
+@flow(name="promote")
+def promote() -> None: ...
+
+
 @flow(name="something-else")
 def something_else() -> None: ...
 
@@ -51,7 +66,7 @@ def deployments(prefect_server: None) -> dict[str, UUID]:
     with get_client(sync_client=True) as client:
         return {
             one.name: client.create_deployment(client.create_flow(one), name="test")
-            for one in (retrain, evaluate, something_else)
+            for one in (retrain, evaluate, promote, something_else)
         }
 
 
@@ -202,6 +217,18 @@ def test_a_run_that_was_begun_too_often_is_given_up_and_its_claim_is_free(
     assert "attempt 4 of 4" in go_on(find_run(str(run.id)), max_attempts=4)
 
 
+def test_the_stops_of_its_worker_are_no_attempts_of_a_run(store: Store, make_run: MakeRun) -> None:
+    run = make_run(Running(), Crashed(), retries=MAX_ATTEMPTS - 1)
+    order = ordered(run)
+    assert not note_stop(order)
+    assert not is_gone_for_good(str(run.id))
+    assert "attempt 3 of 3" in go_on(find_run(str(run.id)))
+    cancelled = make_run(Running(), Cancelled())
+    assert note_stop(ordered(cancelled))
+    noted = order_book().get(str(cancelled.id))
+    assert (noted.cancelled, noted.stops) == (True, 0)
+
+
 def test_a_run_that_others_went_on_with_meanwhile_is_left_to_them(
     store: Store, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,14 +338,18 @@ def test_a_run_that_fell_silent_unnoticed_is_marked_whatever_its_flow(
 ) -> None:
     monkeypatch.setattr("tasks.resuming._SECOND_LOOK_SECONDS", 0.0)
     silent, busy, unknown = make_run(Running(), of="eval"), make_run(Running()), make_run(Running())
-    for run in (silent, busy):
+    never_began, asking = make_run(Submitting(), of="eval"), make_run(Running(), of="promote")
+    waiting = make_run(Running(), Paused(), of="promote")
+    for run in (silent, busy, asking, waiting):
         beat(run)
     with order_book().carry_out(ordered(busy)):
         later(timedelta(minutes=2))
         assert bury_silent_runs() == []
         later(timedelta(days=2))
-        assert bury_silent_runs() == [silent.name]
-    assert state_of(silent)[0] is StateType.CRASHED
+        dead = {silent.name, never_began.name, asking.name}
+        assert dead <= set(bury_silent_runs())
+    assert {state_of(run)[0] for run in (silent, never_began, asking)} == {StateType.CRASHED}
+    assert state_of(waiting)[0] is StateType.PAUSED
     assert [state_of(run)[0] for run in (busy, unknown)] == [StateType.RUNNING] * 2
 
 

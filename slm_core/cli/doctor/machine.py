@@ -39,7 +39,7 @@ def packages(_: Settings) -> Answer:
     from packaging.specifiers import SpecifierSet
 
     installed = {_plain(one.name): one.version for one in metadata.distributions()}
-    mend = "make install"
+    mend = "make -B install"
     broken = [
         f"{name} {installed[name]} is not {wanted}: {what}"
         for name, (wanted, what) in FATAL.items()

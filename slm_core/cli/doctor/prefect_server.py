@@ -42,7 +42,7 @@ def api(settings: Settings) -> Answer:
     seen = f"Prefect {version} answers at {settings.prefect_api_url}"
     if here is not None and here != version:
         return failed(
-            f"{seen}; here is {here}. Workers and server must be of one version.", "make install"
+            f"{seen}; here is {here}. Workers and server must be of one version.", "make -B install"
         )
     host = urlsplit(settings.prefect_api_url).hostname or ""
     if settings.prefect_api_auth_string is None and host not in ("127.0.0.1", "localhost", "::1"):

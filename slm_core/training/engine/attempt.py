@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from slm_core.backends.model_folder import file_sha256
 from slm_core.errors import DatasetError, ModelError, OutOfGpuMemory
 from slm_core.prompting.prefix import get_prefix
 from slm_core.prompting.render import Renderer
@@ -39,7 +41,9 @@ def run_job(run: RunFolder, job: Job, stop: StopRequest, rank: int = 0) -> bool:
     Under torchrun ``rank`` and the plan's number of workers are not read: torchrun knows both.
 
     Raises:
+        RuntimeError: the plan has GPUs, and CUDA does not come up.
         ModelError, ConfigError: see ``load_student``.
+        SpecChanged: the checkpoint was trained on other prompts.
         DatasetError: no row to train on, or rows that would have to be cut.
         TrainingDiverged: loss or gradient is not finite.
         OutOfGpuMemory: not even the smallest pass fits; the last finished step is saved.
@@ -48,6 +52,10 @@ def run_job(run: RunFolder, job: Job, stop: StopRequest, rank: int = 0) -> bool:
     disable_progress_bar()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
+    if job.plan.gpus and spec.device != "cpu" and not torch.cuda.is_available():
+        # torch is silent about a driver that does not start, and we would go on on the CPU. In
+        # these words of its own it counts as a lost GPU, which is examined.
+        raise RuntimeError("No CUDA GPUs are available")
     device = device_of(spec)
     ranks = join(device, rank, job.plan.world_size, run.rendezvous(job.attempt))
     if device.type == "cuda":
@@ -65,7 +73,7 @@ def _train(run: RunFolder, job: Job, stop: StopRequest, ranks: Ranks, device: to
     pulse = _Pulse(run, ranks)
     renderer = Renderer(_load_tokenizer(Path(job.model_folder)), get_prefix(spec.cep))
     train, val = _load_rows(job, "train", renderer), _load_rows(job, "val", renderer)
-    if not train.rows:
+    if not train.kept:
         raise DatasetError(
             f"The train split of {job.dataset_path} has no row to train on.",
             tracks=spec.tracks,
@@ -78,12 +86,22 @@ def _train(run: RunFolder, job: Job, stop: StopRequest, ranks: Ranks, device: to
     if spec.shard:
         student.shard()
     loop = Loop(student, train.rows, spec, plan, ranks=ranks, asked_to_stop=lambda: stop.asked)
-    course = Course(run, job, loop, ranks, train, val)
+    prompts = {
+        "prompt_hash": renderer.prompt_hash,
+        "tokenizer_sha256": _tokenizer_sha256(Path(job.model_folder)),
+    }
+    course = Course(run, job, loop, ranks, train, val, prompts=prompts)
     course.resume()
+
+    def on_recovery(step: int, rung: str, message: str, details: dict[str, Any]) -> None:
+        # Passes of another size may have to be compiled, until the end of this step.
+        pulse.enter("probe", loop.counters.step)
+        course.recovered(step, rung, message, details)
+
     loop.passes.on_pass = pulse.beat
-    loop.passes.on_recovery = course.recovered
+    loop.passes.on_recovery = on_recovery
     pulse.enter("probe", loop.counters.step)
-    _prepare(loop, student, train.rows)
+    _prepare(loop, student, train.kept)
     log.info(
         "training begins attempt=%d step=%d total_steps=%d device=%s precision=%s workers=%d",
         job.attempt,
@@ -133,9 +151,10 @@ def _take_steps(run: RunFolder, loop: Loop, course: Course, pulse: _Pulse, ranks
         pulse.enter("probe", loop.counters.step)
         for result in loop.steps(course.reads):
             pulse.enter("eval" if evaluated else "probe", result.step)
-            val_loss = course.validate(result)
+            val_loss = course.validate(result.step)
             if val_loss is not None:
                 pulse.enter("save", result.step)
+                course.keep_best(result.step, val_loss)
                 ranks.wait()  # the best weights may be on their way to the disk
             evaluated = evaluated or val_loss is not None
             step_log.add(result, val_loss, due=course.reads(result.step))
@@ -200,6 +219,12 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
 
 
+def _tokenizer_sha256(folder: Path) -> str | None:
+    """Return the hash of the file that most tokenizers consist of; None of the few others."""
+    file = folder / "tokenizer.json"
+    return file_sha256(file) if file.is_file() else None
+
+
 def _load_rows(job: Job, split: Split, renderer: Renderer) -> Rows:
     spec, plan = job.identity.spec, job.plan
     rows = tokenize(
@@ -213,7 +238,7 @@ def _load_rows(job: Job, split: Split, renderer: Renderer) -> Rows:
     log.info(
         "rows ready split=%s rows=%d supervised_tokens=%d too_long=%d other_track=%d cut=%d",
         split,
-        len(rows.rows),
+        len(rows.kept),
         rows.supervised_tokens,
         len(rows.too_long),
         rows.other_track,

@@ -7,11 +7,13 @@ import json
 import logging
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slm_core.errors import SpecChanged
 from slm_core.training import checkpoints
 from slm_core.training.convergence import EarlyStopping, Note, Watch
 from slm_core.training.durable import write_json
@@ -33,14 +35,25 @@ class Course:
     """Everything about a run that outlives its attempts, except the weights."""
 
     def __init__(
-        self, run: RunFolder, job: Job, loop: Loop, ranks: Ranks, train: Rows, val: Rows
+        self,
+        run: RunFolder,
+        job: Job,
+        loop: Loop,
+        ranks: Ranks,
+        train: Rows,
+        val: Rows,
+        *,
+        prompts: Mapping[str, str | None],
     ) -> None:
+        """``prompts``: hashes of what turned the examples into tokens, by name."""
         self._run = run
         self._job = job
         self._loop = loop
         self._ranks = ranks
         self._train = train
         self._val = val
+        self._val_rows = val.kept
+        self._prompts = dict(prompts)
         self._spec = job.identity.spec
         self._stopping = EarlyStopping(self._spec.patience, self._spec.min_improvement)
         self._watch = Watch()
@@ -53,16 +66,24 @@ class Course:
         return self._stopping.reason
 
     def resume(self) -> None:
-        """Go on after the checkpoint that the job names, if it names one."""
+        """Go on after the checkpoint that the job names, if it names one.
+
+        Raises:
+            SpecChanged: it was trained on other prompts.
+        """
         if self._job.resume_from is None:
             return
         path = Path(self._job.resume_from)
         state = json.loads((path / checkpoints.STATE).read_text("utf-8"))
-        counters = Counters(**state["counters"])
+        self._refuse_other_prompts(path, state)
+        counted = state["counters"]
+        # An older checkpoint does not say it: then the GPUs of now must do.
+        gpu_seconds = counted["seconds"] * self._ranks.world_size
+        counters = Counters(**{"gpu_seconds": gpu_seconds, **counted})
         before = state["rows_per_step"]
         if before != self._job.plan.rows_per_step:
             # The same place in the data has another step number now.
-            lengths = [len(row.ids) for row in self._train.rows]
+            lengths = [row.planned for row in self._train.rows]
             place = Schedule(lengths, self._spec, before).position(counters.step)
             counters = counters._replace(step=self._loop.schedule.step_at(place))
         self._loop.restore(path, counters)
@@ -87,14 +108,16 @@ class Course:
         """Whether ``step`` is followed by a checkpoint."""
         return step % self._spec.save_every_steps == 0
 
-    def validate(self, result: StepResult) -> float | None:
-        """Measure the validation loss if it is time; keep the weights of the best."""
-        if not self._measures(result.step):
+    def validate(self, step: int) -> float | None:
+        """Measure the validation loss after ``step`` if it is time."""
+        if not self._measures(step):
             return None
-        loss = self._loop.validation_loss(self._val.rows)
-        if self._stopping.add(result.step, loss) and self._spec.restore_best:
+        return self._loop.validation_loss(self._val_rows)
+
+    def keep_best(self, step: int, loss: float) -> None:
+        """Keep the weights of ``step`` if its validation loss is the best so far."""
+        if self._stopping.add(step, loss) and self._spec.restore_best:
             self.save("best-")
-        return loss
 
     def watch(self, result: StepResult) -> list[Note]:
         """Return what is new about the curves of loss and gradient norm."""
@@ -135,6 +158,7 @@ class Course:
             "compared": self._comparable(),
             "seed": self._spec.seed,
             "spec_digest": self._job.identity.spec_digest,
+            "prompts": self._prompts,
             "early_stopping": self._stopping.as_state(),
             "watch": self._watch.as_state(),
             "notes": self._notes,
@@ -171,6 +195,7 @@ class Course:
                 tokens=counters.tokens,
                 supervised_tokens=counters.supervised_tokens,
                 seconds=counters.seconds,
+                gpu_seconds=counters.gpu_seconds,
                 flops=self._flops(student, counters) if on_gpu else None,
                 events=self.events(),
                 notes=self._notes,
@@ -192,13 +217,24 @@ class Course:
         write_json(self._run.summary, summary)
         return summary
 
+    def _refuse_other_prompts(self, path: Path, state: dict[str, Any]) -> None:
+        """The base model's hash is that of its weights; template and tokenizer are none of them."""
+        before = state.get("prompts", self._prompts)  # older checkpoints have none
+        if before != self._prompts:
+            raise SpecChanged(
+                f"{path} was trained with another chat template, context prefix or tokenizer. Put "
+                "back what the run began with, or train in a new run directory.",
+                expected=before,
+                found=self._prompts,
+            )
+
     def _comparable(self) -> dict[str, Any]:
         """Return what two validation losses must have in common to be compared."""
         plan = self._job.plan
         return {"quantization": plan.quantization, "max_length": plan.max_length}
 
     def _measures(self, step: int) -> bool:
-        if not self._val.rows:
+        if not self._val_rows:
             return False
         schedule, every = self._loop.schedule, self._spec.eval_every_steps
         due = schedule.ends_epoch(step) if every is None else step % every == 0
@@ -206,7 +242,7 @@ class Course:
 
     def _restore_best(self) -> int | None:
         """Return the step whose weights are in place now; None for the last."""
-        if not (self._spec.restore_best and self._val.rows):
+        if not (self._spec.restore_best and self._val_rows):
             return None
         best = checkpoints.best(self._run.checkpoints)
         # Another one was written by an attempt that died later than this run remembers.

@@ -39,7 +39,8 @@ class StepResult(NamedTuple):
     step: int
     epoch: float
     loss: float | None
-    """None where it was not read: reading waits for the GPU."""
+    """None where it was not read: reading waits for the GPU. None too where there is none,
+    because every row of the step was dropped as too long for the plan."""
     grad_norm: float | None
     """Before clipping."""
     learning_rate: float
@@ -57,6 +58,8 @@ class Counters(NamedTuple):
     tokens: int = 0
     supervised_tokens: int = 0
     seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    """The same, times the workers that each step had."""
 
 
 class Loop:
@@ -72,7 +75,7 @@ class Loop:
         ranks: Ranks | None = None,
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.schedule = Schedule([len(row.ids) for row in rows], spec, plan.rows_per_step)
+        self.schedule = Schedule([row.planned for row in rows], spec, plan.rows_per_step)
         self.counters = Counters()
         self._student = student
         self._rows = rows
@@ -154,17 +157,12 @@ class Loop:
         started = time.monotonic()
         numbers = self.schedule.rows_of(step)
         supervised = self._accumulate(step, numbers)
-        norm = self.passes.clip(self.spec.max_grad_norm)
-        finite = torch.isfinite(norm) & torch.isfinite(self.passes.loss_sum)
-        self._broken = torch.maximum(self._broken, (~finite).float())
-        # The fused optimizer reads this on the device and skips the update if it is 1.
-        self._optimizer.found_inf = self._broken  # type: ignore[attr-defined]
         rate = self.schedule.learning_rate(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        loss, grad_norm = self._read(step, norm) if read else (None, None)
-
+        loss = grad_norm = None
+        if supervised:  # the moments alone would move the weights
+            norm = self._update(rate)
+            if read:
+                loss, grad_norm = self._read(step, norm)
         tokens = sum(len(self._rows[number].ids) for number in numbers)
         seconds = time.monotonic() - started
         before = self.counters
@@ -173,6 +171,7 @@ class Loop:
             before.tokens + tokens,
             before.supervised_tokens + supervised,
             before.seconds + seconds,
+            before.gpu_seconds + seconds * self._ranks.world_size,
         )
         epoch = self.schedule.epoch(step)
         stop = self.passes.asked_to_stop
@@ -181,10 +180,27 @@ class Loop:
     def _accumulate(self, step: int, numbers: Sequence[int]) -> int:
         """Leave the gradient of the step; return how many tokens it learned from."""
         seed = self.spec.seed
-        rows = [Numbered(self._rows[n], dropout_seed(seed, step, n)) for n in numbers]
-        total = supervised_tokens([self._rows[number] for number in numbers])
+        rows = [
+            Numbered(self._rows[n], dropout_seed(seed, step, n))
+            for n in numbers
+            if self._rows[n].ids
+        ]
+        total = supervised_tokens([one.row for one in rows])
+        # Also for a step without rows: the workers agree here on whether to stop.
         self.passes.accumulate(step, rows, total, asked_to_stop=self._asked_to_stop())
         return total
+
+    def _update(self, rate: float) -> Tensor:
+        """Move the adapter by the gradient that was left; return its norm before clipping."""
+        norm = self.passes.clip(self.spec.max_grad_norm)
+        finite = torch.isfinite(norm) & torch.isfinite(self.passes.loss_sum)
+        self._broken = torch.maximum(self._broken, (~finite).float())
+        # The fused optimizer reads this on the device and skips the update if it is 1.
+        self._optimizer.found_inf = self._broken  # type: ignore[attr-defined]
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return norm
 
     def _read(self, step: int, norm: Tensor) -> tuple[float, float]:
         """Wait for the step; return loss and gradient norm, which must be finite."""

@@ -41,6 +41,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Return the summed cross-entropy, a float32 scalar in nats.
 
+    Differentiate the sum and scale what comes out: a factor on the sum would be rounded to the
+    precision of ``hidden``.
+
     Args:
         hidden: (tokens, width), whatever goes into the output layer.
         weight: (vocabulary, width), frozen.

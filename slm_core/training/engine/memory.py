@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 FULL = 0.92
 """Share of a GPU's memory above which a pass does not count as fitting: the rest is for
 fragmentation, NCCL's buffers and what other programs take meanwhile."""
+
+Trial = Literal["fits", "too_full", "ran_out"]
+"""How a pass went: to its end with enough memory left, or with too little, or not to its end."""
 
 # cuBLAS, NCCL, Triton and the driver say it in words of their own, as plain RuntimeErrors.
 _WORDS = (
@@ -52,30 +55,31 @@ def memory_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def fits(device: torch.device, run: Callable[[], object], fraction: float | None) -> bool:
-    """Run a pass for nothing; return whether it left enough memory free.
+def try_pass(device: torch.device, run: Callable[[], object], fraction: float | None) -> Trial:
+    """Run a pass for nothing; return how the memory was.
 
     Args:
-        device: where it runs; on a CPU everything fits.
+        device: where it runs; on a CPU nothing is measured.
         run: does the pass and keeps nothing.
         fraction: share of the card that this process may use.
     """
     if device.type != "cuda":
-        return True
+        return "fits" if _completes(run) else "ran_out"
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     if not _completes(run):
-        return False
+        return "ran_out"
     total = torch.cuda.get_device_properties(device).total_memory * (fraction or 1.0)
     used = torch.cuda.max_memory_allocated(device)
     log.info("trial pass peak_bytes=%d of=%d", used, total)
-    return used <= FULL * total
+    return "fits" if used <= FULL * total else "too_full"
 
 
 def _completes(run: Callable[[], object]) -> bool:
     try:
         run()
-        torch.cuda.synchronize()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

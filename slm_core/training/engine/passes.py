@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slm_core.errors import OutOfGpuMemory
 from slm_core.training.engine.batches import Numbered, Pass, packed, padded
-from slm_core.training.engine.memory import fits, is_out_of_memory, memory_facts
+from slm_core.training.engine.memory import is_out_of_memory, memory_facts, try_pass
 from slm_core.training.engine.ranks import Ranks
 from slm_core.training.engine.student import Student
 from slm_core.training.packing import best_fit, share
@@ -134,11 +134,17 @@ class Passes:
         Args:
             rows: the longest rows of the run, as many as fill a pass.
             fraction: share of the card that this process may use.
+
+        Raises:
+            OutOfGpuMemory: it ran out in the middle of a layer for which other workers wait.
         """
         self._student.model.train()
-        while not fits(self._student.device, lambda: self._try(rows), fraction):
+        device = self._student.device
+        while (found := try_pass(device, lambda: self._try(rows), fraction)) != "fits":
             why = "A trial pass left too little memory free"
             if self._make_room(0, self._filled(rows), why) is None:
+                if found == "ran_out" and self._spec.shard:
+                    raise self._exhausted(0, self._filled(rows))
                 log.warning("even the smallest trial pass leaves too little memory free")
                 return
 
@@ -202,15 +208,18 @@ class Passes:
     def _add(self, rows: Sequence[Numbered], supervised: int) -> bool:
         """Add the gradient of one pass; False, and nothing added, when memory ran out."""
         try:
-            loss = self._student.loss_sum(self._laid(rows)) / supervised
+            # The sum itself: a factor would go backwards through bf16, rounded to 3 digits.
+            loss = self._student.loss_sum(self._laid(rows))
             gradients = torch.autograd.grad(loss, self._parameters)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             # The traceback keeps every tensor of the pass alive until this function returns.
             return False
-        torch._foreach_add_(self._views, gradients)  # pyright: ignore[reportPrivateImportUsage]
-        self._loss += loss.detach()
+        torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
+            self._views, gradients, alpha=1 / supervised
+        )
+        self._loss += loss.detach() / supervised
         return True
 
     def _make_room(

@@ -50,6 +50,11 @@ class Student:
         return self.decoder.layers
 
     @property
+    def adapts_head(self) -> bool:
+        """Whether the adapter would change the output layer, which is used as it is."""
+        return any(p.requires_grad for p in self._head.parameters())
+
+    @property
     def checkpointing(self) -> bool:
         """Whether activations are recomputed in the backward pass."""
         return self._checkpointing
@@ -86,7 +91,8 @@ class Student:
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Return the scores over the vocabulary, (..., vocabulary), of hidden states."""
-        return self._head(hidden)
+        # By its weights alone, as in training: the check of the forward pass relies on that.
+        return nn.functional.linear(hidden, self._head.weight, self._head.bias)
 
     def use_checkpointing(self) -> None:
         """From now on recompute activations; needs less memory and a third more time."""
@@ -142,7 +148,8 @@ def load_student(
         quantization: of the base model; by default what the spec says.
 
     Raises:
-        ConfigError: no GPU though asked for, or a length or target that the model lacks.
+        ConfigError: no GPU though asked for, a length or target that the model lacks, or the
+            output layer as a target.
         ModelError: the folder's weights cannot be read, or the model's scores are more than
             a product with its output layer.
         MissingDependency: 4-bit without bitsandbytes.
@@ -187,6 +194,11 @@ def attach(
             parameter.data = parameter.data.to(device, torch.float32)
     base.set_attn_implementation(attention.NAME)
     student = Student(cast(PeftModel, model), device, precision)
+    if student.adapts_head:
+        raise ConfigError(
+            f"lora_target={spec.lora_target!r} adapts the output layer, which this trainer keeps "
+            "as it is; leave that name out, or take 'all-linear'."
+        )
     expected = _scores(student)
     # Sharding moves each weight by itself; on a CPU there is nothing to gain.
     join = device.type == "cuda" and not spec.shard

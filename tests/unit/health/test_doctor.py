@@ -70,7 +70,8 @@ def doctor(
     nvml_seconds: float = 8.0,
 ) -> GpuDoctor:
     watch = WatchSpec(smi_seconds=seconds, nvml_deadline_seconds=nvml_seconds)
-    spec = HealthSpec(cuda_seconds=seconds)
+    # This machine may have been booted a minute ago; the first second of it is the past.
+    spec = HealthSpec(cuda_seconds=seconds, recent_seconds=now() / 2)
     ledger = machine.folder / "ledger.json"
     return GpuDoctor(host, machine.folder / job, spec, watch, job=job, ledger=ledger)
 
@@ -107,6 +108,16 @@ def test_a_fatal_uvm_error_needs_no_test(machine: FakeMachine) -> None:
     (entry,) = Ledger(machine.folder / "ledger.json").entries()
     assert (entry.gpu, entry.action, entry.xids) == (GPUS[1], NextAction.REBOOT, (79,))
     assert entry.bundle == verdict.bundle
+
+
+def test_a_reboot_that_no_card_is_the_reason_for_is_remembered_too(machine: FakeMachine) -> None:
+    """Xid 45 says only that a program ended; the card that reports it is no suspect."""
+    machine.log("NVRM: Xid (PCI:0000:42:00): 45, pid=77, Ch 00000008", UVM, seconds=now())
+    one = doctor(machine, fake_cuda(machine))
+    assert one.examine(FAULT, "", GPUS).action is NextAction.REBOOT
+    found = {entry.gpu: (entry.action, entry.xids) for entry in one.ledger.entries()}
+    assert found == {GPUS[1]: (NextAction.RESUME, (45,)), None: (NextAction.REBOOT, ())}
+    assert one.ledger.pending_reboot(machine.host.boot_id()) is not None
 
 
 def test_state_counts_for_the_whole_boot_and_an_xid_does_not(machine: FakeMachine) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_core.health.kernel_lines import KernelEvent, Parser, parse
+from slm_core.health.kernel_lines import KernelEvent, Parser
 
 AT_3B = "0000:3b:00.0"
 SHAPES = [
@@ -50,6 +50,11 @@ SHAPES = [
     ("NVRM: Xid (PCI:0018:01:00): 149, NETIR_LINK_EVT Fatal", {"code": 149, "pci": "0018:01:00.0"}),
     ("NVRM: Xid (PCI:0000:3B:00): 999, never seen before", {"kind": "xid", "code": 999}),
 ]  # fmt: skip
+
+
+def parse(line: str) -> KernelEvent | None:
+    """What one line reports by itself."""
+    return next(iter(Parser().feed(line)), None)
 
 
 @pytest.mark.parametrize(("line", "expected"), SHAPES, ids=[line[:60] for line, _ in SHAPES])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -82,6 +83,22 @@ def test_a_damaged_ledger_is_set_aside(ledger: Ledger, content: str) -> None:
     assert ledger.entries() == [entry()]
     aside = list(ledger.path.parent.glob("*.damaged-*"))
     assert [path.read_text() for path in aside] == [content]
+
+
+def test_a_ledger_that_cannot_be_read_now_is_not_forgotten(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.record(entry())
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            ledger.record(entry(gpu="GPU-2"))
+        assert ledger.entries() == []
+    assert ledger.entries() == [entry()]
 
 
 def test_both_syncs_come_before_record_returns(

@@ -16,7 +16,7 @@ import pytest
 
 from slm_core.health.doctor import GpuDoctor
 from slm_core.health.identity import Devices
-from slm_core.health.kernel_lines import parse
+from slm_core.health.kernel_lines import Parser
 from slm_core.health.sightings import Sighting, SightingsFile, SightingsReader, fault_of, stops_nvml
 from slm_core.health.watch_spec import WatchSpec
 from slm_core.health.watchdog import SIGHTINGS, TELEMETRY
@@ -344,15 +344,13 @@ with GpuDoctor(host, Path({str(folder)!r})).watch({GPUS!r}):
     ],
 )
 def test_what_a_line_means_for_a_run(line: str, fault: str | None, stops: bool) -> None:
-    event = parse(line)
-    assert event is not None
+    (event,) = Parser().feed(line)
     assert fault_of(event, NAMES, GPUS) == fault
     assert stops_nvml(event) is stops
 
 
 def test_a_card_without_a_name_counts_as_ours_until_ours_are_known() -> None:
-    event = parse("NVRM: Xid (PCI:0000:99:00): 79, GPU has fallen off the bus.")
-    assert event is not None
+    (event,) = Parser().feed("NVRM: Xid (PCI:0000:99:00): 79, GPU has fallen off the bus.")
     assert fault_of(event, Devices(), GPUS) == "gpu_lost"
     assert fault_of(event, NAMES, GPUS) is None
 
@@ -377,7 +375,6 @@ def test_the_reader_takes_whole_lines_and_nothing_twice(tmp_path: Path) -> None:
         file.write(line[20:])
     assert reader.new() == [one]
     assert reader.new() == []
-    old.close()
 
 
 def test_fault_is_a_record(watched: GpuDoctor, machine: FakeMachine) -> None:

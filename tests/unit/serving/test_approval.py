@@ -22,9 +22,10 @@ from slm_core.records import (
     TrafficOutcome,
     TrafficRole,
 )
-from slm_core.serving import PromotionSpec, carry_out, needs_person, promote, request_approval
+from slm_core.serving import PromotionSpec, carry_out, needs_person, request_approval
 from slm_core.store import Store, open_store
 from slm_core.testing.records import make_adapter, make_decision
+from slm_core.testing.routes import move
 from slm_core.testing.scores import MADE_AT
 
 ADAPTER = make_adapter()
@@ -49,19 +50,6 @@ def store(url: str) -> Iterator[Store]:
 def add(store: Store, adapter_id: str, **changes: Any) -> None:
     store.adapters.save(make_adapter(id=adapter_id, **changes))
     store.decisions.save(make_decision(id=f"decision-{adapter_id}", adapter_id=adapter_id))
-
-
-def move(store: Store, to: Stage, agent: str = "desk", **options: Any) -> None:
-    values: dict[str, Any] = {"adapter": ADAPTER, "decision": make_decision(), "share": None}
-    promote(
-        store,
-        agent_name=agent,
-        track="toolcall",
-        who="setup",
-        reason="setup",
-        to_stage=to,
-        **(values | options),
-    )
 
 
 def ask(store: Store, run_id: str = "run-1", spec: PromotionSpec = SPEC, **what: Any) -> Approval:
@@ -228,6 +216,10 @@ def test_traffic_that_turned_bad_while_a_person_thought_is_refused(store: Store)
     stored = store.approvals.get(asked.id)
     assert stored.state is ApprovalState.APPROVED
     assert "disagreement, 200 of 310" in (stored.refused or "")
+    see(store, "shadow", agreed=30_000)
+    carry_out(store, stored)
+    assert stages(store) == dict.fromkeys(AGENTS, Stage.CANARY)
+    assert store.approvals.get(asked.id).refused is None
     assert store.verify() == []
 
 

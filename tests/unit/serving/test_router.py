@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -174,6 +176,29 @@ def test_an_adapter_that_cannot_be_served_does_not_take_over(
     load.broken.clear()
     models.refresh()
     assert serving(models) == "adapter-b"
+
+
+def test_a_record_that_cannot_be_read_does_not_end_the_following(store: Store) -> None:
+    load = Loader()
+    models = LiveModels(store, load, poll_seconds=0.01)
+    models.start()
+    read = threading.Event()
+
+    def of_a_newer_version(_: str | None) -> None:
+        read.set()
+        raise ValueError("Extra inputs are not permitted")
+
+    try:
+        load.meanwhile = of_a_newer_version
+        go_live(store, bare("a"))
+        assert read.wait(20)
+        load.meanwhile = lambda _: None
+        deadline = time.monotonic() + 20
+        while serving(models) != "adapter-a":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        models.close()
 
 
 def test_no_route_waits_for_the_loading_of_another(store: Store) -> None:

@@ -14,6 +14,7 @@ from slm_core.status import (
     Night,
     Operations,
     PoolNow,
+    Routine,
     RunbookPage,
     Status,
     Waiting,
@@ -65,6 +66,10 @@ def night(green: bool | None, outcome: str = "Failed", **since: float) -> Night:
     return Night(at=ago(**(since or {"hours": 1})), outcome=outcome, green=green, run="owl")
 
 
+def routine(red: int) -> Routine:
+    return Routine(deployment="settle/routes", red=red, at=ago(minutes=5), outcome="Failed")
+
+
 def claim(state: ClaimState, age: datetime, owner: str | None = None) -> Stored:
     one = Claim(id="claim-1", size=100, state=state, owner=owner, created_at=age)
     return Stored(calls=140, waiting=40, claims=(one,))
@@ -87,6 +92,9 @@ NEEDS = {
     "run-stopped": {"runs": (run(),)},
     "run-stopped ": {"runs": (run(state=RunState.INTERRUPTED, why="DiskFull"),)},
     "threshold-without-run": {"store": claim(ClaimState.NEW, ago(minutes=31))},
+    "night-not-green   ": {"operations": operations(nights=(night(None, "Late", days=3),))},
+    "schedule-not-green": {"operations": operations(routines=(routine(red=2),))},
+    "claim-stuck": {"store": claim(ClaimState.SUBMITTED, ago(hours=27))},
     "claim-stuck ": {"store": claim(ClaimState.RELEASED, ago(hours=27))},
     "claim-stuck  ": {
         "store": claim(ClaimState.RUNNING, ago(days=9), "run-1"),
@@ -143,6 +151,14 @@ def test_what_needs_a_person_is_named_with_its_page(page: str) -> None:
 WELL = {
     "nothing is known of Prefect": {"operations": None},
     "a night runs": {"operations": operations(nights=(night(None), night(True, hours=25)))},
+    "a night waits for a long training": {
+        "operations": operations(
+            nightly_since=ago(days=9),
+            nights=(night(None, "Late", hours=30), night(True, hours=54)),
+        )
+    },
+    "one red ingest is followed by another": {"operations": operations(routines=(routine(red=1),))},
+    "a claim's run waits for its turn": {"store": claim(ClaimState.SUBMITTED, ago(hours=20))},
     "the night before last failed": {
         "operations": operations(nights=(night(True), night(False, hours=25)))
     },

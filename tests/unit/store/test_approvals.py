@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slm_core.errors import RecordNotFound, StoreError, StoreUnavailable
+from slm_core.errors import RecordNotFound, StoreError
 from slm_core.records import (
     Approval,
     ApprovalState,
@@ -88,33 +88,6 @@ def test_an_answer_that_comes_too_late_is_an_expiry(store: Store) -> None:
     assert (decided.state, decided.who) == (ApprovalState.EXPIRED, "timeout")
 
 
-def test_what_nobody_answered_expires_once(store: Store) -> None:
-    for number in (1, 2):
-        store.approvals.save(make_request(number))
-    store.approvals.save(make_request(3, expires_at=TOO_LATE + timedelta(days=1)))
-    answer(store)
-    assert store.approvals.expire(IN_TIME) == ()
-    (expired,) = store.approvals.expire(TOO_LATE)
-    assert (expired.id, expired.state) == ("approval-2", ApprovalState.EXPIRED)
-    assert store.approvals.expire(TOO_LATE) == ()
-    assert [one.id for one in store.approvals.waiting()] == ["approval-3"]
-
-
 def test_a_request_that_was_never_made_cannot_be_answered(store: Store) -> None:
     with pytest.raises(RecordNotFound):
         answer(store)
-
-
-def test_a_database_that_does_not_answer_is_no_other_person(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.approvals.save(make_request())
-
-    def gone(*_: object, **__: object) -> None:
-        raise StoreUnavailable("The database does not answer.")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store.approvals, "decide", gone)
-        with pytest.raises(StoreUnavailable):
-            store.approvals.expire(TOO_LATE)
-    assert len(store.approvals.expire(TOO_LATE)) == 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +124,40 @@ def test_a_half_written_one_is_never_seen(tmp_path: Path) -> None:
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     flip_a_bit(save(tmp_path, 7))
     save(tmp_path, 7)
+    assert newest_step(tmp_path) == 7
+
+
+@pytest.mark.parametrize("name_prefix", ["step-", "best-"])
+def test_one_that_was_being_replaced_when_the_run_was_killed_comes_back(
+    tmp_path: Path, name_prefix: checkpoints.Prefix
+) -> None:
+    path = checkpoints.save(tmp_path, 7, FILES, {}, keep=2, name_prefix=name_prefix)
+    path.rename(tmp_path / f"draft-old-{path.name}")
+    (tmp_path / f"draft-{path.name}").mkdir()
+    checkpoints.newest(tmp_path)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    # Killed a moment later, when the replacement had its name.
+    shutil.copytree(path, tmp_path / f"draft-old-{path.name}")
+    checkpoints.newest(tmp_path)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_replacement_that_fails_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, 7)
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "draft-step-00000007":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            save(tmp_path, 7)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
     assert newest_step(tmp_path) == 7
 
 

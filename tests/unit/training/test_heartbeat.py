@@ -52,8 +52,6 @@ def test_a_beat_is_read_back_and_replaced_in_place(tmp_path: Path) -> None:
     assert (beat.step, beat.phase, beat.pid) == (3, "train", os.getpid())
     assert abs(time.monotonic() - beat.t) < 5
     assert path.stat().st_size == size
-    heart.close()
-    assert read_beat(path) == beat
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -100,6 +101,26 @@ def test_what_somebody_can_mend_outside_is_an_interruption(
     assert [one.run_id for one in book.resumable()] == (
         ["run-1"] if state is RunState.INTERRUPTED else []
     )
+
+
+def test_an_order_of_a_newer_version_hides_no_other(book: OrderBook, tmp_path: Path) -> None:
+    for number in (1, 2):
+        book.write(order(number))
+    file = tmp_path / "runs" / "run-2" / "order.json"
+    file.write_text(file.read_text().replace("{", '{"of_a_newer_version": 1,', 1))
+    assert [one.run_id for one in book.list()] == ["run-1"]
+    assert book.find("run-3") is None
+    with pytest.raises(ConfigError, match="a newer one may have written it"):
+        book.find("run-2")
+
+
+def test_who_only_looks_is_no_work(book: OrderBook, tmp_path: Path) -> None:
+    with book.carry_out(order()):
+        assert book.at_work("run-1")
+    lock = tmp_path / "runs" / "run-1" / "order.lock"
+    with lock.open("r+") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not book.at_work("run-1")
 
 
 def test_a_run_that_goes_on_does_not_need_a_person_any_more(book: OrderBook) -> None:

@@ -258,6 +258,21 @@ def test_dropping_gpus_ends_too() -> None:
     pytest.fail("it never stops")
 
 
+def test_a_sick_gpu_that_was_not_in_use_leaves_the_plan_as_it_is() -> None:
+    """Each time another change, no attempt would ever count as in vain."""
+    spec = make_spec(world_size=4)
+    plan, history = first_plan(spec, FOUR), []
+    for number in range(1, 10):
+        history.append(make_attempt(0, plan, "gpu_lost"))
+        decision = decide(spec, plan, "gpu_lost", history=history, triage=drop(("GPU-z",), FOUR))
+        if isinstance(decision, Stop):
+            assert number == 3
+            return
+        assert decision.plan == plan
+        assert "fell off the bus" in decision.reason
+    pytest.fail("it never stops")
+
+
 def test_a_run_goes_on_with_the_plan_it_had_reached() -> None:
     spec = make_spec(world_size=4)
     assert resumed_plan(spec, None, FOUR) == first_plan(spec, FOUR)

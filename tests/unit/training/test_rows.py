@@ -129,19 +129,17 @@ def make_row(prompt: int, answer: int, after: int = 0) -> Row:
 
 
 def test_a_prompt_is_cut_in_its_middle() -> None:
-    assert shorten(make_row(10, 3), 9) == (
-        Row("r", [0, 1, 2, 7, 8, 9, 10, 11, 12], [False] * 6 + [True] * 3),
-        4,
+    assert shorten(make_row(10, 3), 9) == Row(
+        "r", [0, 1, 2, 7, 8, 9, 10, 11, 12], [False] * 6 + [True] * 3, cut=4
     )
 
 
 @pytest.mark.parametrize("max_length", range(7, 22))
 def test_no_learned_token_is_ever_cut(max_length: int) -> None:
     row = make_row(14, 3, after=2)
-    result = shorten(row, max_length)
-    assert result is not None
-    short, cut = result
-    assert (len(short.ids), cut) == (min(19, max_length), max(0, 19 - max_length))
+    short = shorten(row, max_length)
+    assert short is not None
+    assert (len(short.ids), short.cut) == (min(19, max_length), max(0, 19 - max_length))
     assert short.ids[-5:] == row.ids[-5:]
     assert sum(short.supervised) == 3
     assert short.ids == sorted(short.ids)
@@ -151,9 +149,9 @@ def test_no_learned_token_is_ever_cut(max_length: int) -> None:
 def test_turns_between_learned_ones_are_not_touched() -> None:
     learned = [False] * 6 + [True] * 2 + [False] * 8 + [True] * 2
     row = Row("r", list(range(18)), learned)
-    result = shorten(row, 15)
-    assert result is not None
-    assert result[0].ids == [0, *range(4, 18)]
+    short = shorten(row, 15)
+    assert short is not None
+    assert short.ids == [0, *range(4, 18)]
     assert shorten(row, 13) is None
 
 
@@ -175,6 +173,21 @@ def test_what_was_cut_and_dropped_is_counted() -> None:
     again = tokenize(
         examples, render, tracks=TRACKS, max_length=100, too_long="refuse", shorten_to=7
     )
-    assert [len(row.ids) for row in again.rows] == [6, 7]
+    assert [len(row.ids) for row in again.kept] == [6, 7]
     assert (again.cut_rows, again.cut_tokens) == (1, 2)
     assert (again.too_long, again.uncuttable) == ([], (examples[2].id,))
+
+
+def test_every_row_keeps_its_place_and_its_planned_length() -> None:
+    """The schedule is made from these: a plan with shorter rows must not change it."""
+    examples = [make_example(n, completion=text) for n, text in enumerate(("ab", "abcde", "a" * 9))]
+    whole, short = (
+        tokenize(
+            examples, render, tracks=TRACKS, max_length=100, too_long="refuse", shorten_to=length
+        )
+        for length in (None, 7)
+    )
+    assert [row.planned for row in short.rows] == [row.planned for row in whole.rows] == [6, 9, 13]
+    assert [row.id for row in short.rows] == [example.id for example in examples]
+    assert (short.rows[2].ids, short.rows[2].supervised) == ([], [])
+    assert short.supervised_tokens == 7

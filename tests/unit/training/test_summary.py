@@ -51,6 +51,7 @@ def finished(**changes: Any) -> Finished:
         "tokens": 9_000,
         "supervised_tokens": 3_000,
         "seconds": 60.0,
+        "gpu_seconds": 60.0,
         "events": [event(10, 2.0, 1.5), event(20, 0.5, 1.0), event(30, 0.7, 1.2)],
         "attempt": 1,
         "trainable_parameters": 128,
@@ -85,15 +86,15 @@ def test_losses_rates_and_perplexity() -> None:
 def test_mfu_needs_flops_and_a_known_gpu() -> None:
     flops = 0.4 * 989e12 * 60
     assert build_summary(finished(flops=flops))["mfu"] == pytest.approx(0.4)
-    two = first_plan(TrainingSpec(base_model="student", world_size=2), ("0", "1"))
-    assert build_summary(finished(flops=flops, plan=two))["mfu"] == pytest.approx(0.2)
+    # Two GPUs for half of the time, whatever the last attempt had.
+    assert build_summary(finished(flops=flops, gpu_seconds=90.0))["mfu"] == pytest.approx(0.2667)
     for unknown in ({"flops": None}, {"device": "cpu"}, {"precision": "float32"}):
         assert build_summary(finished(**({"flops": flops} | unknown)))["mfu"] is None
 
 
 def test_cost_is_that_of_the_whole_time_at_the_price() -> None:
     assert build_summary(finished())["cost_usd"] is None
-    priced = build_summary(finished(usd_per_hour=3.6, wall_seconds=500.0))
+    priced = build_summary(finished(usd_per_hour=3.6, seconds=500.0))
     assert (priced["cost_usd"], priced["usd_per_hour"]) == (0.5, 3.6)
 
 

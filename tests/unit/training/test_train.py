@@ -81,7 +81,7 @@ def test_a_run_directory_in_which_another_trainer_is_at_work(
 
 def test_an_adapter_folder_without_its_record(model: Path, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "run/adapter").mkdir(parents=True)
-    with pytest.raises(ModelError, match="incomplete"):
+    with pytest.raises(ModelError, match=r"lacks .* train it again"):
         refuse(model, dataset, tmp_path / "run")
 
 

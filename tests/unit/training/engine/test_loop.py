@@ -19,7 +19,7 @@ from slm_core.training.engine.batches import Numbered, packed, padded
 from slm_core.training.engine.loop import Loop
 from slm_core.training.engine.student import Student, load_student
 from slm_core.training.plan import first_plan
-from slm_core.training.rows import Row
+from slm_core.training.rows import Row, shorten
 
 CPU = torch.device("cpu")
 
@@ -200,6 +200,25 @@ def test_the_update_is_that_of_peft(tiny_model: Path, rows: list[Row]) -> None:
         assert (gradient - expected).norm() / expected.norm() < 1e-5, name
 
 
+def test_the_mean_is_not_rounded_to_the_precision_of_the_model(
+    tiny_model: Path, rows: list[Row]
+) -> None:
+    """bf16 knows 1/n to 3 digits, and the whole gradient would be off by that factor."""
+    loop = make_loop(tiny_model, rows, precision="bf16", lora_dropout=0.0)
+    make_b_matter(loop)
+    supervised = sum(sum(row.supervised) for row in rows)
+    rounded = torch.tensor(1 / supervised).bfloat16().item() * supervised
+    assert abs(rounded - 1) > 1e-4
+    loop.gradient(1, range(8))
+    student = student_of(loop)
+    batch = packed([Numbered(row, 0) for row in rows], CPU, longest=512)
+    parameters = list(student.trainable.values())
+    sums = torch.autograd.grad(student.loss_sum(batch), parameters)
+    for parameter, expected in zip(parameters, sums, strict=True):
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, expected / supervised, rtol=1e-5, atol=0)
+
+
 def test_training_moves_the_adapter_alone_and_lowers_the_loss(
     tiny_model: Path, rows: list[Row]
 ) -> None:
@@ -324,3 +343,33 @@ def test_steps_by_tokens_read_every_row_once(tiny_model: Path, rows: list[Row]) 
     results = list(loop.steps())
     assert results[-1].epoch == 2.0
     assert loop.counters.tokens == 2 * sum(len(row.ids) for row in rows)
+
+
+@pytest.mark.parametrize("batching", ["rows", "tokens"])
+def test_shorter_rows_keep_the_schedule(tiny_model: Path, rows: list[Row], batching: str) -> None:
+    """Or a run that is resumed with them would end early, or read other rows."""
+    cut = [shorten(row, 128) or Row(row.id, [], [], cut=len(row.ids)) for row in rows]
+    assert sum(len(row.ids) for row in cut) < sum(len(row.ids) for row in rows) / 2
+    courses = []
+    for some in (rows, cut):
+        loop = make_loop(tiny_model, some, batching=batching, micro_batch=1, accumulation=2)
+        steps = range(1, loop.schedule.total_steps + 1)
+        courses.append([loop.schedule.rows_of(step) for step in steps])
+    assert courses[0] == courses[1]
+
+
+def test_a_step_whose_rows_could_not_be_cut_changes_nothing(
+    tiny_model: Path, rows: list[Row]
+) -> None:
+    changes = {"micro_batch": 2, "epochs": 1, "weight_decay": 0.1}
+    empty = make_loop(tiny_model, rows, **changes).schedule.rows_of(2)
+    some = [Row(r.id, [], [], cut=len(r.ids)) if n in empty else r for n, r in enumerate(rows)]
+    loop = make_loop(tiny_model, some, **changes)
+    steps = loop.steps()
+    next(steps)
+    before = weights(loop)
+    result = next(steps)
+    assert (result.step, result.loss, result.grad_norm, result.tokens) == (2, None, None, 0)
+    assert all(torch.equal(before[name], weight) for name, weight in weights(loop).items())
+    assert [result.loss is not None for result in steps] == [True, True]
+    assert loop.counters.step == 4

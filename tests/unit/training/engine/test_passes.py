@@ -15,8 +15,10 @@ from slm_core.prompting.prefix import get_prefix
 from slm_core.prompting.render import Renderer
 from slm_core.testing.records import make_example
 from slm_core.training import TrainingSpec
+from slm_core.training.engine.batches import Numbered
 from slm_core.training.engine.loop import Loop
 from slm_core.training.engine.memory import is_out_of_memory
+from slm_core.training.engine.ranks import Ranks
 from slm_core.training.engine.student import load_student
 from slm_core.training.plan import first_plan
 from slm_core.training.rows import Row
@@ -39,7 +41,9 @@ def rows(tiny_model: Path) -> list[Row]:
     return [Row(e.id, *renderer.example(e.prompt, e.tools, e.completion)) for e in examples]
 
 
-def make_loop(model: Path, rows: list[Row], **changes: Any) -> tuple[Loop, Told]:
+def make_loop(
+    model: Path, rows: list[Row], ranks: Ranks | None = None, **changes: Any
+) -> tuple[Loop, Told]:
     values = {
         "base_model": str(model),
         "max_length": 512,
@@ -52,7 +56,7 @@ def make_loop(model: Path, rows: list[Row], **changes: Any) -> tuple[Loop, Told]
         "device": "cpu",
     }
     spec = TrainingSpec(**(values | changes))
-    loop = Loop(load_student(model, spec), rows, spec, first_plan(spec))
+    loop = Loop(load_student(model, spec), rows, spec, first_plan(spec), ranks=ranks)
     told: Told = []
     loop.passes.on_recovery = lambda step, rung, message, facts: told.append((step, rung))
     return loop, told
@@ -183,3 +187,28 @@ def test_another_error_in_a_pass_goes_through(tiny_model: Path, rows: list[Row])
     loop._student.layers[0].register_forward_hook(crash)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         next(loop.steps())
+
+
+def test_a_trial_pass_is_made_smaller_until_it_fits(tiny_model: Path, rows: list[Row]) -> None:
+    loop, told = make_loop(tiny_model, rows)
+    longest = max(len(row.ids) for row in rows)
+    fail_above(loop, longest, "forward")
+    loop.passes.try_longest([Numbered(row, 0) for row in rows])
+    assert {rung for _, rung in told} == {"split"}
+    assert loop.passes.plan.pass_tokens < 2 * longest
+    # Whether the smallest one fits is for the first step to say.
+    loop, told = make_loop(tiny_model, rows)
+    fail_above(loop, 1, "forward")
+    loop.passes.try_longest([Numbered(row, 0) for row in rows])
+    assert told[-1] == (0, "gradient_checkpointing")
+
+
+def test_a_trial_pass_that_left_other_workers_waiting_ends_the_attempt(
+    tiny_model: Path, rows: list[Row]
+) -> None:
+    """Their next fetch of a layer would meet another one of ours."""
+    loop, told = make_loop(tiny_model, rows, ranks=Ranks(0, 2), world_size=2, shard=True)
+    fail_above(loop, 1, "backward")
+    with pytest.raises(OutOfGpuMemory):
+        loop.passes.try_longest([Numbered(row, 0) for row in rows])
+    assert told == []

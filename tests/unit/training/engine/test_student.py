@@ -75,6 +75,12 @@ def test_a_spec_that_the_model_cannot_meet_is_refused(
         load_student(tiny_model, make_spec(tiny_model, **change))
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")  # PEFT's own, before that
+def test_the_output_layer_is_no_target(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="output layer"):
+        load_student(tiny_model, make_spec(tiny_model, lora_target=("q_proj", "lm_head")))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_named(tiny_model: Path) -> None:
     with pytest.raises(ConfigError, match="no GPU"):
@@ -100,6 +106,16 @@ def test_weights_with_a_tensor_missing_are_refused(tiny_model: Path, tmp_path: P
     with pytest.raises(ModelError, match="lack") as caught:
         load_student(folder, make_spec(folder))
     assert caught.value.context["missing"] == ["model.layers.1.mlp.up_proj.weight"]
+
+
+def test_the_checked_scores_are_those_that_training_uses(tiny_model: Path) -> None:
+    """Whatever hangs on the output layer is not trained through, so the check must not see it."""
+    student = load_student(tiny_model, make_spec(tiny_model))
+    hidden = torch.randn(3, student._head.weight.shape[1])
+    expected = student.scores(hidden)
+    handle = student._head.register_forward_hook(lambda module, inputs, output: output * 2)
+    assert torch.equal(student.scores(hidden), expected)
+    handle.remove()
 
 
 def test_a_model_that_changes_its_scores_after_the_head_is_refused(tmp_path: Path) -> None:
