@@ -14,6 +14,8 @@ from slm_core.status.sections import Section, sections
 from slm_core.status.snapshot import Status
 
 _RELOAD_SECONDS = 60
+# An address is one long word, and would push the columns after it out of its card.
+_NARROW = ".stack td{overflow-wrap:anywhere;min-width:6em}"
 
 
 def headline(found: tuple[Concern, ...]) -> str:
@@ -35,7 +37,7 @@ def to_page(status: Status) -> str:
         f'<meta http-equiv="refresh" content="{_RELOAD_SECONDS}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="robots" content="noindex"><meta name="referrer" content="no-referrer">'
-        f"<title>{e(headline(found))}: SLM Swap</title>\n<style>{style}</style></head>\n"
+        f"<title>{e(headline(found))}: SLM Swap</title>\n<style>{style}{_NARROW}</style></head>\n"
         f'<body class="{"FAILURE" if found else "SUCCESS"}"><main>\n'
         f'{_hero(status, found)}\n<div class="tiles">{tiles}</div>\n'
         f'<div class="grid2 below">\n{cards}\n</div>\n'
