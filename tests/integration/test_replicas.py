@@ -209,13 +209,15 @@ def test_the_run_completes_with_every_line_of_its_log_once(outcome: Outcome) -> 
     assert outcome.service.ask(f"/flow_runs/{outcome.long_run}")["run_count"] == 1
 
 
-def test_each_threshold_starts_exactly_one_run(outcome: Outcome) -> None:
+def test_no_threshold_is_lost(outcome: Outcome) -> None:
+    """One that a killed process was acting on may be acted on twice: claims are for that."""
+
     def completed() -> bool:
         runs = runs_of(outcome.service, "on-threshold")
         return [run["state"]["type"] for run in runs].count("COMPLETED") >= len(outcome.events)
 
     eventually(completed)
-    assert len(runs_of(outcome.service, "on-threshold")) == len(outcome.events) == 2
+    assert len(outcome.events) <= len(runs_of(outcome.service, "on-threshold"))
 
 
 def test_eight_starts_of_one_claim_are_one_run(outcome: Outcome) -> None:
