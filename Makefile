@@ -42,9 +42,8 @@ demo: $(READY) ## Run the whole loop on this machine (FRESH=1 starts over, SEED=
 demo-short: ## The same with fewer rows, for a quick look
 	@$(MAKE) --no-print-directory demo DEMO_ARGS="--short $(DEMO_ARGS)"
 
-# In the order of the folders: the long files come first, and the many short ones fill the end.
 test: $(READY) ## Run every test that needs no GPU, on a real PostgreSQL too
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not gpu and not hub' $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadfile -m 'not gpu and not hub' $(PYTEST_ARGS)
 
 test-gpu: $(READY) ## Run the tests that need a GPU; fails where there is none
 	$(PYTEST) -m gpu --require-gpu $(PYTEST_ARGS)
