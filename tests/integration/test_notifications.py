@@ -234,7 +234,8 @@ def test_each_event_is_told_once(server: Server, receiver: WebhookReceiver, outp
     assert news["run failed"]["text"].endswith('RuntimeError: no "room" <left>')
     assert news["run failed"]["runbook"] == "training-failed"
     assert news["training given up"]["about"] == "slm.run.run-1"
-    assert "Xid 79" in news["gpu sick"]["text"]
+    # Of two checks of one card the first that arrives; which that is, the server may decide.
+    assert news["gpu sick"]["text"].startswith("GPU GPU-7 on ")
     assert news["promotion waiting"]["text"] == "Promotion promotion-1 waits for a person."
     assert "2 of 2 moves" in news["promotion failed"]["text"]
     assert "canary of desk/toolcall was taken back: 40 of 40" in news["canary stepped back"]["text"]

@@ -350,6 +350,8 @@ def test_a_run_that_fell_silent_unnoticed_is_marked_whatever_its_flow(
         assert dead <= set(bury_silent_runs())
     assert {state_of(run)[0] for run in (silent, never_began, asking)} == {StateType.CRASHED}
     assert state_of(waiting)[0] is StateType.PAUSED
+    with get_client(sync_client=True) as client:  # the server is that of other tests too
+        client.set_flow_run_state(waiting.id, Cancelled(), force=True)
     assert [state_of(run)[0] for run in (busy, unknown)] == [StateType.RUNNING] * 2
 
 
