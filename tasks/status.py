@@ -187,28 +187,12 @@ def _nights(client: SyncPrefectClient) -> tuple[tuple[Night, ...], datetime | No
         deployment = client.read_deployment_by_name(NIGHTLY)
     except ObjectNotFound:
         return (), None
-    found = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
-            # One that is due and waits for its place is a night too.
-            expected_start_time=FlowRunFilterExpectedStartTime.model_validate(
-                {"before_": utc_now()}
-            ),
-        ),
-        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=_NIGHTS,
+    # One that is due and waits for its place is a night too.
+    due = FlowRunFilterExpectedStartTime.model_validate({"before_": utc_now()})
+    which = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]), expected_start_time=due
     )
-    nights = tuple(
-        Night(
-            at=run.expected_start_time or run.start_time or _LONG_AGO,
-            outcome=run.state.name or run.state.type.value,
-            green=run.state.is_completed() if run.state.is_final() else None,
-            run=run.name,
-            message=(run.state.message or "")[:_SHOWN],
-        )
-        for run in found
-        if run.state is not None
-    )
+    nights = _newest(client, which, _NIGHTS)
     active = not deployment.paused and any(one.active for one in deployment.schedules)
     return nights, deployment.created if active else None
 
@@ -222,28 +206,43 @@ def _routines(client: SyncPrefectClient) -> tuple[Routine, ...]:
             deployment = client.read_deployment_by_name(name)
         except ObjectNotFound:
             continue
-        runs = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ended)),
-            ),
-            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-            limit=_RED_LOOKED_FOR,
+        which = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ended)),
         )
-        states = [run.state for run in runs if run.state is not None]
-        if not states:
+        runs = _newest(client, which, _RED_LOOKED_FOR)
+        if not runs:
             continue
-        red = list(takewhile(lambda state: not state.is_completed(), states))
+        red = list(takewhile(lambda run: not run.green, runs))
+        last = runs[0]
         found.append(
             Routine(
                 deployment=name,
                 red=len(red),
-                at=runs[0].expected_start_time or runs[0].start_time or _LONG_AGO,
-                outcome=states[0].name or states[0].type.value,
-                message=(states[0].message or "")[:_SHOWN],
+                at=last.at,
+                outcome=last.outcome,
+                message=last.message,
             )
         )
     return tuple(found)
+
+
+def _newest(client: SyncPrefectClient, which: FlowRunFilter, most: int) -> tuple[Night, ...]:
+    """Return how runs of one deployment went, newest first."""
+    found = client.read_flow_runs(
+        flow_run_filter=which, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=most
+    )
+    return tuple(
+        Night(
+            at=run.expected_start_time or run.start_time or _LONG_AGO,
+            outcome=run.state.name or run.state.type.value,
+            green=run.state.is_completed() if run.state.is_final() else None,
+            run=run.name,
+            message=(run.state.message or "")[:_SHOWN],
+        )
+        for run in found
+        if run.state is not None
+    )
 
 
 def _pools(client: SyncPrefectClient) -> tuple[PoolNow, ...]:

@@ -97,8 +97,8 @@ def stop(process: ProcessId, *, by: signal.Signals, grace_seconds: float) -> Non
         _end([found], by, grace_seconds)
 
 
-def stop_children(parent: ProcessId, *, grace_seconds: float) -> int:
-    """Ask what the process has started to end; return how many processes were asked.
+def stop_children(parent: ProcessId, *, grace_seconds: float) -> None:
+    """Ask what the process has started to end, and wait for it.
 
     For a parent that would kill them. It lives on meanwhile and may start more, so it is
     looked at again and again. What has not ended after ``grace_seconds`` is left running.
@@ -106,14 +106,13 @@ def stop_children(parent: ProcessId, *, grace_seconds: float) -> int:
     asked: set[psutil.Process] = set()
     deadline = time.monotonic() + grace_seconds
     while (found := _find(parent)) is not None and time.monotonic() < deadline:
-        children = {child for child in _children(found) if _is_running(child)}
+        children = _living_children(found)
         if not children:
             break
         for child in children - asked:
             _send(child, signal.SIGTERM)
         asked |= children
         time.sleep(0.1)
-    return len(asked)
 
 
 def sweep(stack_id: str, *, grace_seconds: float) -> int:
@@ -138,16 +137,14 @@ def _find(process: ProcessId) -> psutil.Process | None:
     return None
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _living_children(process: psutil.Process) -> set[psutil.Process]:
+    living: set[psutil.Process] = set()
     with suppress(psutil.NoSuchProcess):
-        return process.children()
-    return []
-
-
-def _is_running(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
+        for child in process.children():
+            with suppress(psutil.NoSuchProcess):
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    living.add(child)
+    return living
 
 
 def _end(processes: Iterable[psutil.Process], by: signal.Signals, grace_seconds: float) -> None:

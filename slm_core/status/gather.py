@@ -149,21 +149,19 @@ def _gpus(path: Path) -> GpusNow | None:
         report = HealthReport.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+    cards: dict[tuple[str, ...], str] = {
+        (gpu.uuid, gpu.pci_bus_id): f"{gpu.index}: {gpu.name}" if gpu.name else gpu.uuid
+        for gpu in report.gpus
+    }
+    listed = {name for names in cards for name in names}
+    # A card that is lost is one that the driver does not list any more.
+    cards |= {(one.gpu,): one.gpu for one in report.checks if one.gpu and one.gpu not in listed}
     found: list[GpuNow] = []
-    for gpu in report.gpus:
-        checks = [one for one in report.checks if one.gpu in (gpu.uuid, gpu.pci_bus_id)]
+    for names, name in cards.items():
+        checks = [one for one in report.checks if one.gpu in names]
         health = worst(one.health for one in checks)
         bad = [one.message for one in checks if one.health is health is not Health.PASS]
-        name = f"{gpu.index}: {gpu.name}" if gpu.name else gpu.uuid
         found.append(GpuNow(name=name, health=health, message=" ".join(bad)))
-    listed = {name for gpu in report.gpus for name in (gpu.uuid, gpu.pci_bus_id)}
-    # A card that is lost is one that the driver does not list any more.
-    for name in dict.fromkeys(one.gpu for one in report.checks if one.gpu):
-        if name not in listed:
-            checks = [one for one in report.checks if one.gpu == name]
-            health = worst(one.health for one in checks)
-            said = " ".join(one.message for one in checks if one.health is health)
-            found.append(GpuNow(name=name, health=health, message=said))
     machine = [
         one.message
         for one in report.checks

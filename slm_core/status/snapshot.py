@@ -108,7 +108,7 @@ class FlowRunNow(Record):
 
 
 class Night(Record):
-    """One run of the nightly retraining."""
+    """One run of a deployment that has a schedule, most often the nightly retraining."""
 
     at: datetime
     """When it was due."""

@@ -19,9 +19,10 @@ class LoopbackHandler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, said: Any = None, **headers: str) -> None:
         """Answer with ``said`` as JSON, or as it is, or without; headers have ``_`` for ``-``."""
-        data = said if isinstance(said, bytes) else b""
-        if not data and said is not None:
-            data = json.dumps(said).encode()
+        if said is None:
+            data = b""
+        else:
+            data = said if isinstance(said, bytes) else json.dumps(said).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)

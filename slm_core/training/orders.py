@@ -132,8 +132,8 @@ class OrderBook:
         found: list[Order] = []
         for file in self._runs.glob("*/order.json"):
             try:
-                found.append(Order.model_validate_json(file.read_bytes()))
-            except (OSError, ValidationError) as error:
+                found.append(_read(file))
+            except (OSError, ConfigError) as error:
                 log.warning("order not readable path=%s: %s", file, type(error).__name__)
         return sorted(found, key=lambda order: (order.created_at, order.run_id))
 
