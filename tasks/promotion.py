@@ -14,7 +14,7 @@ from prefect.exceptions import ObjectNotFound
 
 from slm_core.errors import RecordNotFound
 from slm_core.records import Approval, ApprovalState, Dataset, Route, Stage, Track
-from slm_core.report.approval_page import approval_markdown, approval_summary
+from slm_core.report.approval_page import Evidence, approval_markdown, approval_summary
 from slm_core.serving import PromotionSpec, carry_out, request_approval, roll_back
 from tasks._events import announce
 from tasks._wiring import current_settings, opened_store, step
@@ -62,7 +62,8 @@ def show_evidence(approval_id: str, *, needs_person: bool) -> str:
     """Show the evidence in the run, say so if a person is needed, and return it in short."""
     with opened_store() as store:
         approval = store.approvals.get(approval_id)
-        text, summary = _evidence(store, approval)
+        evidence = _evidence(store, approval)
+    text, summary = approval_markdown(evidence), approval_summary(evidence)
     create_markdown_artifact(text, key="promotion", description="What is asked, and its evidence")
     if needs_person:
         announce(
@@ -173,8 +174,7 @@ def _routes_of(approval: Approval) -> str:
     return ", ".join(f"{move.agent_name}/{move.track}" for move in approval.moves)
 
 
-def _evidence(store: Store, approval: Approval) -> tuple[str, str]:
-    """Return the whole evidence, and the same in short."""
+def _evidence(store: Store, approval: Approval) -> Evidence:
     adapter = store.adapters.get(approval.adapter_id)
     dataset: Dataset | None
     try:
@@ -184,7 +184,4 @@ def _evidence(store: Store, approval: Approval) -> tuple[str, str]:
     page = current_settings().home / "runs" / adapter.run_id / "report" / "report.html"
     decision = store.decisions.get(approval.decision_id)
     report = f"[report.html]({page.resolve().as_uri()}) on the worker" if page.exists() else None
-    return (
-        approval_markdown(approval, decision, adapter, dataset, report),
-        approval_summary(approval, decision, adapter, dataset, report),
-    )
+    return Evidence(approval, decision, adapter, dataset, report)

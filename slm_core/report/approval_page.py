@@ -6,6 +6,7 @@ The short form is shown above the fields of a narrow window, so it has lists and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from slm_core.records import (
     Adapter,
@@ -28,22 +29,24 @@ _EFFECTS = {
 }
 
 
-def approval_markdown(
-    approval: Approval,
-    decision: Decision,
-    adapter: Adapter,
-    dataset: Dataset | None = None,
-    report: str | None = None,
-) -> str:
-    """Return the request with its evidence.
+class Evidence(NamedTuple):
+    """A request and all that speaks for it."""
 
-    Args:
-        approval: what is asked.
-        decision: verdict on the adapter's evaluation, with its gates.
-        adapter: what would answer.
-        dataset: what it was trained on; None when the store does not hold it.
-        report: address of the report; None when there is none any more.
-    """
+    approval: Approval
+    """What is asked."""
+    decision: Decision
+    """Verdict on the adapter's evaluation, with its gates."""
+    adapter: Adapter
+    """What would answer."""
+    dataset: Dataset | None = None
+    """What it was trained on; None when the store does not hold it."""
+    report: str | None = None
+    """Address of the report; None when there is none any more."""
+
+
+def approval_markdown(evidence: Evidence) -> str:
+    """Return the request with its evidence."""
+    approval, decision = evidence.approval, evidence.decision
     traffic = [(move, gate) for move in approval.moves for gate in move.evidence]
     parts = [
         _question(approval),
@@ -68,18 +71,13 @@ def approval_markdown(
                 ],
             ),
         ]
-    parts += [_origin(adapter, dataset, report), _end(approval)]
+    parts += [_origin(evidence), _end(approval)]
     return "\n\n".join(parts) + "\n"
 
 
-def approval_summary(
-    approval: Approval,
-    decision: Decision,
-    adapter: Adapter,
-    dataset: Dataset | None = None,
-    report: str | None = None,
-) -> str:
+def approval_summary(evidence: Evidence) -> str:
     """Return the same request in short, with the gates that had to be passed."""
+    approval, decision = evidence.approval, evidence.decision
     moves = [
         f"* `{move.agent_name}/{move.track}`: {move.from_stage or 'new'} → **{move.to_stage}**, "
         f"risk {move.risk}; live now: {_live(move)}"
@@ -102,7 +100,7 @@ def approval_summary(
         "\n".join(gates),
         *(["**Its own traffic so far**", "\n".join(traffic)] if traffic else []),
         "**Made from**",
-        _origin(adapter, dataset, report),
+        _origin(evidence),
         "Every gate with its reason: the artifact `promotion` of this run.",
         _end(approval),
     ]
@@ -162,7 +160,8 @@ def _gate_line(gate: GateResult, of: str) -> str:
     return f"* {verdict}: `{gate.gate}` of {of}, {value} against {threshold}, n = {n}"
 
 
-def _origin(adapter: Adapter, dataset: Dataset | None, report: str | None) -> str:
+def _origin(evidence: Evidence) -> str:
+    adapter, dataset, report = evidence.adapter, evidence.dataset, evidence.report
     lines = [f"* base model `{adapter.base_model}`, run `{adapter.run_id}`"]
     if dataset is not None:
         rows = ", ".join(f"{count} {split}" for split, count in dataset.rows.items())
