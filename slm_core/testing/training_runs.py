@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 from slm_core.testing.records import make_example
 from slm_core.training import TrainingSpec
+from slm_core.training.plan import first_plan
+from slm_core.training.run_folder import Identity, Job
 
 
 def write_training_files(folder: Path, *, train: int = 16, val: int = 3) -> Path:
@@ -40,6 +43,28 @@ def make_training_spec(model: Path, **changes: Any) -> TrainingSpec:
         "device": "cpu",
     }
     return TrainingSpec(**(values | changes))
+
+
+def make_job(spec: TrainingSpec, dataset_path: Path | str = "/data", **changes: Any) -> Job:
+    """Return the order to the first worker of a run."""
+    identity = Identity(
+        run_id="run-1",
+        dataset_id="dataset-1",
+        files={},
+        base_sha256="0" * 64,
+        spec_digest=spec.digest(),
+        spec=spec,
+    )
+    values: dict[str, Any] = {
+        "identity": identity,
+        "attempt": 1,
+        "parent_pid": os.getppid(),
+        "dataset_path": str(dataset_path),
+        "model_folder": spec.base_model,
+        "resume_from": None,
+        "plan": first_plan(spec),
+    }
+    return Job(**(values | changes))
 
 
 def workers_of(pid: int) -> dict[int, Any]:

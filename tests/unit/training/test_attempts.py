@@ -9,27 +9,13 @@ import pytest
 from slm_core.errors import DiskFull
 from slm_core.records import Attempt, Fault
 from slm_core.testing.limits import largest_file
+from slm_core.testing.training_runs import make_job
 from slm_core.training import TrainingSpec
 from slm_core.training.attempts import AttemptLog
-from slm_core.training.plan import Plan, first_plan
-from slm_core.training.run_folder import Identity, Job, RunFolder
+from slm_core.training.plan import first_plan
+from slm_core.training.run_folder import RunFolder
 
 SPEC = TrainingSpec(base_model="nano")
-
-
-def make_job(attempt: int, plan: Plan) -> Job:
-    identity = Identity(
-        run_id="r", dataset_id="d", files={}, base_sha256="b", spec_digest="s", spec=SPEC
-    )
-    return Job(
-        identity=identity,
-        attempt=attempt,
-        parent_pid=1,
-        dataset_path="/d",
-        model_folder="/m",
-        resume_from=None,
-        plan=plan,
-    )
 
 
 @pytest.fixture
@@ -38,7 +24,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def begin(log: AttemptLog, reason: str = "", **plan: Any) -> None:
-    job = make_job(log.next_number, first_plan(SPEC).model_copy(update=plan))
+    job = make_job(SPEC, attempt=log.next_number, plan=first_plan(SPEC).model_copy(update=plan))
     log.begin(job, 4, reason)
 
 

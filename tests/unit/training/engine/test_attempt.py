@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from slm_core.errors import SpecChanged
-from slm_core.testing.training_runs import make_training_spec, write_training_files
-from slm_core.training import TrainingSpec, checkpoints
+from slm_core.testing.training_runs import make_job, make_training_spec, write_training_files
+from slm_core.training import checkpoints
 from slm_core.training.engine.attempt import run_job
 from slm_core.training.faults import kind_of
 from slm_core.training.heartbeat import read_beat
 from slm_core.training.plan import first_plan
-from slm_core.training.run_folder import Identity, Job, RunFolder
+from slm_core.training.run_folder import RunFolder
 from slm_core.training.stop import StopRequest
 
 
@@ -44,27 +44,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path: Path) -> RunFolder:
     (tmp_path / "run").mkdir()
     return RunFolder(tmp_path / "run")
-
-
-def make_job(spec: TrainingSpec, dataset: Path, **changes: Any) -> Job:
-    identity = Identity(
-        run_id="run-1",
-        dataset_id="dataset-1",
-        files={},
-        base_sha256="0" * 64,
-        spec_digest=spec.digest(),
-        spec=spec,
-    )
-    values: dict[str, Any] = {
-        "identity": identity,
-        "attempt": 1,
-        "parent_pid": os.getppid(),
-        "dataset_path": str(dataset),
-        "model_folder": spec.base_model,
-        "resume_from": None,
-        "plan": first_plan(spec),
-    }
-    return Job(**(values | changes))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 
 from slm_core.records import Adapter
+from slm_core.testing.training_runs import make_job
 from slm_core.training import TrainingSpec
 from slm_core.training.engine.publish import publish_adapter
 from slm_core.training.engine.student import load_student
-from slm_core.training.plan import first_plan
-from slm_core.training.run_folder import Identity, Job, RunFolder
+from slm_core.training.run_folder import RunFolder
 
 # vllm/lora/utils.py, parse_fine_tuned_lora_name: anything else is "unsupported LoRA weight".
 LAYERS = set("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
@@ -41,23 +41,7 @@ def published(
             parameter.fill_(0.25 if "lora_B" in name else 0.5)
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
-    identity = Identity(
-        run_id="run-1",
-        dataset_id="dataset-1",
-        files={},
-        base_sha256="0" * 64,
-        spec_digest=spec.digest(),
-        spec=spec,
-    )
-    job = Job(
-        identity=identity,
-        attempt=1,
-        parent_pid=1,
-        dataset_path="/data",
-        model_folder=str(tiny_model),
-        resume_from=None,
-        plan=first_plan(spec),
-    )
+    job = make_job(spec)
     summary: dict[str, Any] = {"steps": 1, "supervised_tokens": 1200}
     return publish_adapter(run, job, student, prompt_hash="p", summary=summary, losses=[]), spec
 
