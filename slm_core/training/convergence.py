@@ -134,7 +134,8 @@ class Watch:
         notes = [self._spike(step, grad_norm)] if math.isfinite(grad_norm) else []
         if math.isfinite(loss):
             smooth = self._smooth(loss)
-            notes += [self._divergence(step, smooth), self._plateau(step, smooth)]
+            if math.isfinite(smooth):  # at the end of the range rounding goes beyond it
+                notes += [self._divergence(step, smooth), self._plateau(step, smooth)]
         return [note for note in notes if note]
 
     def as_state(self) -> dict[str, Any]:

@@ -217,7 +217,8 @@ def test_no_threshold_is_lost(outcome: Outcome) -> None:
         return [run["state"]["type"] for run in runs].count("COMPLETED") >= len(outcome.events)
 
     eventually(completed)
-    assert len(outcome.events) <= len(runs_of(outcome.service, "on-threshold"))
+    wanted = len(outcome.events)
+    assert wanted <= len(runs_of(outcome.service, "on-threshold")) <= 2 * wanted
 
 
 def test_eight_starts_of_one_claim_are_one_run(outcome: Outcome) -> None:
