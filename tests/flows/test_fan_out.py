@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ pytestmark = pytest.mark.integration
 def score(spec: EvalSpec, folder: Path) -> Evaluation:
     with traced("eval", folder.name) as trace:
         return evaluate_arms(spec, ("student",), make_test_set(spec.test_set), None, folder, trace)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_trace_of_dask() -> Iterator[None]:
-    """Forget what Dask wants done at the end of this process: a forked child could not do it."""
-    before = list(threading._threading_atexits)  # type: ignore[attr-defined]
-    yield
-    threading._threading_atexits[:] = before  # type: ignore[attr-defined]
 
 
 class Killer(threading.Thread):

@@ -6,7 +6,6 @@ Each test runs on SQLite and on PostgreSQL.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from slm_core.store.claims import id_of
 from slm_core.store.encoding import from_json
 from slm_core.store.engine import Database
 from slm_core.store.packing import pack
+from slm_core.testing.forks import CONTEXT, Fork
 from slm_core.testing.records import make_call, make_dataset, make_evaluation, make_training_run
 
 pytestmark = [
@@ -44,7 +44,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning"),
 ]
 
-fork = multiprocessing.get_context("fork")
 Contents = dict[str, list[tuple[Any, ...]]]
 
 END_OF_JULY = datetime(2026, 7, 31, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -235,20 +234,20 @@ def killed_at(moment: str, work: Callable[[], Any]) -> None:
 
         work()
 
-    child = fork.Process(target=run)
+    child = Fork(target=run)
     child.start()
     child.join(timeout=120)
     assert child.exitcode == -signal.SIGKILL
 
 
 def test_four_processes_upgrade_at_once(first_store: str) -> None:
-    barrier = fork.Barrier(4)
+    barrier = CONTEXT.Barrier(4)
 
     def upgrade() -> None:
         barrier.wait(timeout=60)
         open_store(first_store).close()
 
-    children = [fork.Process(target=upgrade) for _ in range(4)]
+    children = [Fork(target=upgrade) for _ in range(4)]
     for child in children:
         child.start()
     for child in children:

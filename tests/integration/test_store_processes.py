@@ -5,7 +5,6 @@ Each test runs on SQLite and on PostgreSQL.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -23,6 +22,7 @@ from sqlalchemy import event
 from slm_core.errors import StoreUnavailable
 from slm_core.records import ClaimState
 from slm_core.store import Store, open_store
+from slm_core.testing.forks import CONTEXT, Fork
 from slm_core.testing.records import make_call
 
 pytestmark = [
@@ -33,7 +33,6 @@ pytestmark = [
 
 PROCESSES = 8
 NOBODY = 65534
-fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -52,8 +51,8 @@ def store(url: str) -> Iterator[Store]:
 
 def in_processes(work: Callable[[int], Any], processes: int = PROCESSES) -> list[Any]:
     """Run ``work(0)``, ``work(1)``... at the same time; return what each returned."""
-    barrier = fork.Barrier(processes)
-    results = fork.SimpleQueue()
+    barrier = CONTEXT.Barrier(processes)
+    results = CONTEXT.SimpleQueue()
 
     def run(number: int) -> None:
         barrier.wait(timeout=60)
@@ -62,7 +61,7 @@ def in_processes(work: Callable[[int], Any], processes: int = PROCESSES) -> list
         except BaseException as error:
             results.put((number, error))
 
-    children = [fork.Process(target=run, args=(n,)) for n in range(processes)]
+    children = [Fork(target=run, args=(n,)) for n in range(processes)]
     for child in children:
         child.start()
     found = dict(results.get() for _ in children)
@@ -85,7 +84,7 @@ def killed_at_commit(work: Callable[[], Any]) -> None:
 
         work()
 
-    child = fork.Process(target=run)
+    child = Fork(target=run)
     child.start()
     child.join(timeout=60)
     assert child.exitcode == -signal.SIGKILL
@@ -207,7 +206,7 @@ def test_an_ingest_that_is_killed_again_and_again_stores_each_call_once(
     kills = 0
     exit_code = None
     while exit_code != 0:
-        child = fork.Process(target=ingest)
+        child = Fork(target=ingest)
         child.start()
         child.join(timeout=chance.uniform(0.02, 0.25) * (1 + kills / 10))  # it must end some time
         child.kill()
