@@ -74,8 +74,8 @@ down: $(READY) ## Stop what `make up` started; data and logs stay
 status: $(READY) ## Show what runs
 	$(STACK) status
 
-deploy: $(READY) ## Make the server of PREFECT_API_URL know pools and deployments (GPU=docker, CPU=docker)
-	$(PYTHON) -m tasks.deploy $(if $(GPU),--gpu $(GPU)) $(if $(CPU),--cpu $(CPU))
+deploy: $(READY) ## Make the server of PREFECT_API_URL know pools and deployments (GPU=docker, CPU=docker, NOTIFY=off)
+	$(PYTHON) -m tasks.deploy $(if $(GPU),--gpu $(GPU)) $(if $(CPU),--cpu $(CPU)) $(if $(filter off,$(NOTIFY)),--no-notify)
 
 lock: $(READY) ## Write the versions in .venv to constraints.txt
 	{ sed -n '/^#/p' constraints.txt; $(VENV)/bin/pip freeze --exclude-editable \

@@ -19,7 +19,7 @@ RUN useradd --uid 10001 --create-home --home-dir /home/slm slm \
     && install -d -o slm -g slm /data /data/spool
 COPY --from=build /venv /venv
 WORKDIR /app
-COPY prefect.yaml ./
+COPY prefect.yaml constraints.txt ./
 COPY flows ./flows
 COPY tasks ./tasks
 COPY deployments ./deployments

@@ -14,7 +14,7 @@ random() { # random BYTES: as URL-safe base64
 put() { # put NAME VALUE
     [ ! -e "${folder}/$1" ] || return 0
     printf '%s' "$2" > "${folder}/$1"
-    chmod 444 "${folder}/$1" # containers read it as a user that this host does not know
+    chmod 644 "${folder}/$1" # containers read it as a user that this host does not know
     echo "made ${folder}/$1"
 }
 

@@ -59,9 +59,7 @@ def _start_retrainings() -> None:
                     ),
                 )
             except ObjectNotFound:
-                log.warning(
-                    "claim waits: no deployment %s; run `make up` or `prefect deploy`", RETRAIN
-                )
+                log.warning("claim waits: no deployment %s; run `make deploy`", RETRAIN)
                 return
             store.claims.submitted(claim.id)
             log.info("retraining started claim=%s run=%s", claim.id, run.id)

@@ -8,16 +8,13 @@ routes; killed anywhere in between, Retry finishes it. Nobody answering is a rej
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from datetime import UTC, datetime
 
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.flow_runs import suspend_flow_run
-from prefect.input import RunInput, keyset_from_paused_state, read_flow_run_input
 from prefect.runtime import deployment, flow_run
-from prefect.states import Completed, Suspended
-from pydantic import Field
+from prefect.states import Completed
 
 from slm_core.errors import ConfigError
 from slm_core.presets import RETRAIN_PRESETS, RetrainPreset
@@ -30,27 +27,7 @@ from tasks.promotion import (
     show_evidence,
     store_answer,
 )
-
-
-class Choice(StrEnum):
-    """What a person may answer."""
-
-    APPROVE = "approve"
-    REJECT = "reject"
-
-
-class PromotionAnswer(RunInput):
-    """The form that a waiting run shows."""
-
-    decision: Choice = Field(description="Let the adapter take this step, or not.")
-    approver: str = Field(min_length=1, description="Your name, for the record.")
-    reason: str = Field(min_length=1, description="Why, for the record.")
-    canary_share: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="For a canary: its part of the conversations. Empty takes the planned one.",
-    )
+from tasks.promotion_form import PromotionAnswer, form_key, read_answer, verdict
 
 
 @flow(name="promote")
@@ -100,9 +77,9 @@ def _answered(approval: Approval) -> Approval:
         show_evidence(approval.id, needs_person=False)
         why = "risk tier low: approved without a person"
         return store_answer(approval, ApprovalState.APPROVED, "rule", why)
-    said = _said_before()
+    said = read_answer(str(flow_run.id), flow_run.run_count)
     if said is not None:
-        return _store(approval, said)
+        return store_answer(approval, *verdict(said, approval))
     if datetime.now(UTC) >= approval.expires_at:
         return store_answer(approval, ApprovalState.EXPIRED, "timeout", "nobody answered")
     if deployment.id is None:
@@ -111,35 +88,7 @@ def _answered(approval: Approval) -> Approval:
             "A run waits for a person only if a deployment started it: "
             "`prefect deployment run promote/adapter`."
         )
-    return _store(approval, _ask(approval))
-
-
-def _store(approval: Approval, answer: PromotionAnswer) -> Approval:
-    approved = answer.decision == Choice.APPROVE
-    # The server takes no answer once the time is up; only this process may have come later.
-    in_time = approval.expires_at - timedelta(seconds=1)
-    return store_answer(
-        approval,
-        ApprovalState.APPROVED if approved else ApprovalState.REJECTED,
-        answer.approver,
-        answer.reason,
-        answer.canary_share,
-        min(datetime.now(UTC), in_time),
-    )
-
-
-def _said_before() -> PromotionAnswer | None:
-    """Return what a person answered to this attempt of the run, or an earlier one, if anything.
-
-    A run that is resumed begins anew as the same attempt; one that is retried, as the next.
-    """
-    for attempt in range(1, flow_run.run_count + 1):
-        form_of_then = Suspended(timeout_seconds=1, pause_key=_key(attempt))
-        # Not by PromotionAnswer.load, which takes an answer that is not there for an empty one.
-        said = read_flow_run_input(keyset_from_paused_state(form_of_then)["response"])
-        if said is not None:
-            return PromotionAnswer.model_validate(said)
-    return None
+    return store_answer(approval, *verdict(_ask(approval), approval))
 
 
 def _ask(approval: Approval) -> PromotionAnswer:
@@ -152,12 +101,8 @@ def _ask(approval: Approval) -> PromotionAnswer:
     return suspend_flow_run(
         wait_for_input=PromotionAnswer.with_initial_data(description=evidence),
         timeout=left,
-        key=_key(flow_run.run_count),
+        key=form_key(flow_run.run_count),
     )
-
-
-def _key(attempt: int) -> str:
-    return f"approval-{attempt}"
 
 
 def _ended(approval: Approval) -> State:

@@ -32,7 +32,7 @@ from tasks.decision import decide_swap
 from tasks.evaluation import evaluate_arms
 from tasks.promotion import start_promotion
 from tasks.report import publish_report
-from tasks.resuming import STOPPING_SECONDS, note_stop
+from tasks.resuming import STOPPING_SECONDS, is_cancelled, noting_stops
 from tasks.serving import promote_adapter
 from tasks.training import check_base_model, ready_gpus, train_adapter
 
@@ -87,11 +87,11 @@ def retrain_student(
         }
     )
     try:
-        with book.carry_out(order, wait_seconds=STOPPING_SECONDS):
+        with book.carry_out(order, wait_seconds=STOPPING_SECONDS), noting_stops(order):
             return _retrain(spec, claim, run_id, reason)
     except TerminationSignal:
         # Only its worker was stopped, perhaps; then this run is gone on with, and keeps its claim.
-        if note_stop(order):
+        if is_cancelled(order):
             with opened_store() as store:  # not by a task: none may start now
                 store.claims.release(claim.id, run_id)
         raise

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
-from prefect.exceptions import TerminationSignal
 from prefect.futures import wait
 from prefect.runtime import flow_run
 
@@ -16,7 +15,7 @@ from slm_core.records import Adapter, Dataset
 from slm_core.training.orders import Order, Part
 from tasks._wiring import order_book, require_tracing, traced
 from tasks.dataset import find_dataset
-from tasks.resuming import STOPPING_SECONDS, note_stop
+from tasks.resuming import STOPPING_SECONDS, noting_stops
 from tasks.training import (
     allow_trainings,
     check_base_model,
@@ -63,12 +62,8 @@ def train_from_preset(
     else:
         _refuse_another_plan(order, overrides, base_model, dataset_id)
     order = order.model_copy(update={"flow_run_id": flow_run.root_flow_run_id})
-    try:
-        with book.carry_out(order, wait_seconds=STOPPING_SECONDS):
-            return _train(order)
-    except TerminationSignal:
-        note_stop(order)
-        raise
+    with book.carry_out(order, wait_seconds=STOPPING_SECONDS), noting_stops(order):
+        return _train(order)
 
 
 def _train(order: Order) -> list[Adapter]:

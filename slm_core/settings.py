@@ -196,6 +196,8 @@ class Settings(BaseModel):
 
     prefect_api_url: HttpAddress | None = _setting("PREFECT_API_URL")
     """Address of the Prefect server's API, for `slm runs` and `slm doctor`."""
+    prefect_ui_url: HttpAddress | None = _setting("PREFECT_UI_URL")
+    """Address of its dashboard, if that is not the API's without `/api`."""
     prefect_api_auth_string: SecretStr | None = _setting("PREFECT_API_AUTH_STRING")
     """Its login, as `user:password`."""
     do_not_track: bool = _setting("DO_NOT_TRACK", False)

@@ -6,9 +6,9 @@ no news is the only word of anything. What still needs a person is found again b
 ``status``, once an hour, and said again twice a day until it is seen to.
 
 The address is the setting ``SLM_NOTIFY_URL``, read where the project is deployed and kept in the
-block alone. A training that fails is told of by the server's own event of the run, which
-is written with the run's state; ``slm.training.failed`` is for a run that nothing goes on with
-although no flow run failed.
+block alone. Deploying without it changes nothing about who is told. A training that fails is told
+of by the server's own event of the run, which is written with the run's state;
+``slm.training.failed`` is for a run that nothing goes on with although no flow run failed.
 """
 
 from __future__ import annotations
@@ -118,20 +118,14 @@ NEWS = (
 
 
 def notification_automations(url: SecretStr | None) -> tuple[AutomationCore, ...]:
-    """Keep ``url`` in the webhook block and return the automations that call it.
+    """Return the automations that call the webhook block, and keep ``url`` in it if one is given.
 
-    Without an address the block is removed and there are none.
+    Without an address a block that is there stays as it is: a shell that does not name one asks
+    for no silence. Where there is no block there are no automations either.
     """
-    if url is None:
-        with get_client(sync_client=True) as client:
-            try:
-                block = client.read_block_document_by_name(BLOCK, "webhook")
-                client.delete_block_document(block.id)
-                log.info("webhook block removed name=%s", BLOCK)
-            except ObjectNotFound:
-                pass
+    block_id = _find_block() if url is None else _save_block(url)
+    if block_id is None:
         return ()
-    block_id = _save_block(url)
     return tuple(
         AutomationCore(
             name=f"slm: notify, {news.name}",
@@ -141,6 +135,23 @@ def notification_automations(url: SecretStr | None) -> tuple[AutomationCore, ...
         )
         for news in NEWS
     )
+
+
+def forget_address() -> None:
+    """Remove the webhook block, if there is one; nobody is told anything after that."""
+    block_id = _find_block()
+    if block_id is not None:
+        with get_client(sync_client=True) as client:
+            client.delete_block_document(block_id)
+        log.info("webhook block removed name=%s", BLOCK)
+
+
+def _find_block() -> UUID | None:
+    with get_client(sync_client=True) as client:
+        try:
+            return client.read_block_document_by_name(BLOCK, "webhook").id
+        except ObjectNotFound:
+            return None
 
 
 def _save_block(url: SecretStr) -> UUID:

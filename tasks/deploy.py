@@ -27,7 +27,7 @@ from slm_core import __version__
 from slm_core.errors import ConfigError, SlmError, StackError
 from slm_core.settings import Settings
 from tasks._automations import crash_automations, reconcile
-from tasks._notifications import notification_automations
+from tasks._notifications import forget_address, notification_automations
 
 PoolType = Literal["process", "docker", "kubernetes"]
 Say = Callable[[str], None]
@@ -70,13 +70,14 @@ def job_template(project: Path, pool: Pool, kind: PoolType) -> dict[str, Any]:
     return template
 
 
-def deploy(project: Path, types: Mapping[str, PoolType], say: Say) -> None:
+def deploy(project: Path, types: Mapping[str, PoolType], say: Say, *, notify: bool = True) -> None:
     """Create or update pools, queues, deployments and automations of the project.
 
     Args:
         project: folder with ``prefect.yaml`` and ``deployments/``.
         types: pool to the type that a new one gets; a pool that is there keeps its own.
         say: told what was done, a line at a time.
+        notify: post news to ``SLM_NOTIFY_URL``, or where it was posted before; False ends that.
 
     Raises:
         ConfigError: no server is named, or a pool is of another type than asked for.
@@ -91,7 +92,7 @@ def deploy(project: Path, types: Mapping[str, PoolType], say: Say) -> None:
     try:
         asyncio.run(_ensure_pools(project, types, say))
         _deploy_flows(project, say)
-        _reconcile_automations(say)
+        _reconcile_automations(say, notify)
     except httpx.TransportError as error:
         raise StackError(
             f"The Prefect server at {url} does not answer ({type(error).__name__}). Start it, or "
@@ -214,23 +215,35 @@ def _environment_to_deploy_in() -> dict[str, str]:
     return ours | theirs | {"DO_NOT_TRACK": "1"}
 
 
-def _reconcile_automations(say: Say) -> None:
+def _reconcile_automations(say: Say, notify: bool) -> None:
     """Make the automations of the server those that ``tasks`` declares."""
     url = Settings.from_env().notify_url
     try:
-        declared = [*crash_automations(), *notification_automations(url)]
+        crash = crash_automations()
     except ObjectNotFound:
         say("automations: left as they are, for resume/run is not deployed")
         return
-    reconcile(declared)
-    say(f"automations: {len(declared)} in place")
-    none = "none, for SLM_NOTIFY_URL is not set"
-    say(f"notifications: {none if url is None else 'posted to SLM_NOTIFY_URL'}")
+    news = notification_automations(url) if notify else ()
+    reconcile([*crash, *news])
+    say(f"automations: {len(crash) + len(news)} in place")
+    if not notify:
+        forget_address()
+        say("notifications: none, as asked")
+    elif not news:
+        say("notifications: none, for SLM_NOTIFY_URL is not set")
+    elif url is None:
+        say("notifications: posted where they were; SLM_NOTIFY_URL is not set here")
+    else:
+        say("notifications: posted to SLM_NOTIFY_URL")
 
 
 def _main(
     gpu: Annotated[PoolType | None, typer.Option(help="Type of a new pool gpu.")] = None,
     cpu: Annotated[PoolType | None, typer.Option(help="Type of a new pool cpu.")] = None,
+    notify: Annotated[
+        bool,
+        typer.Option(help="Post news to SLM_NOTIFY_URL, or where it was posted; or to nobody."),
+    ] = True,
 ) -> None:
     """Make the Prefect server of PREFECT_API_URL know pools, queues and deployments."""
     types: dict[str, PoolType] = {}
@@ -238,7 +251,7 @@ def _main(
         types["gpu"] = gpu
     if cpu is not None:
         types["cpu"] = cpu
-    deploy(Path.cwd(), types, typer.echo)
+    deploy(Path.cwd(), types, typer.echo, notify=notify)
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def start_promotion(adapter_id: str, spec: PromotionSpec) -> None:
         )
     except ObjectNotFound:
         log.warning(
-            "candidate waits: no deployment %s; run `make up` or `prefect deploy`, or type "
-            "`slm adapters promote %s`",
+            "candidate waits: no deployment %s; run `make deploy`, and `settle/routes` asks again "
+            "adapter=%s",
             PROMOTE,
             adapter_id,
         )

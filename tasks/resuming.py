@@ -11,12 +11,15 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import TerminationSignal
 
-from slm_core.errors import RecordNotFound, RecoveryExhausted, RunBusy
+from slm_core.errors import ConfigError, RecordNotFound, RecoveryExhausted, RunBusy
 from slm_core.records import ClaimState, RunState
 from slm_core.training.orders import Order
 from tasks import _flow_runs
@@ -187,12 +190,25 @@ def give_up(found: Found, begun: int) -> None:
         order_book().note(order.run_id, state=RunState.FAILED, why=f"given up after {begun} tries")
 
 
-def note_stop(order: Order) -> bool:
-    """Note that a signal ended a run; return whether a person cancelled it."""
-    cancelled = _flow_runs.is_cancelled(order.flow_run_id)
-    changes = {"cancelled": True} if cancelled else {"stops": order.stops + 1}
-    order_book().note(order.run_id, **changes)
-    return cancelled
+@contextmanager
+def noting_stops(order: Order) -> Iterator[None]:
+    """Note in a run's order if a signal ends the block; to be entered while it is carried out.
+
+    Afterwards another process may be at work on it already.
+    """
+    try:
+        yield
+    except TerminationSignal:
+        book = order_book()
+        cancelled = is_cancelled(order)
+        stops = book.get(order.run_id).stops
+        book.note(order.run_id, **({"cancelled": True} if cancelled else {"stops": stops + 1}))
+        raise
+
+
+def is_cancelled(order: Order) -> bool:
+    """Whether a person cancelled a run, as Prefect knows it now."""
+    return _flow_runs.is_cancelled(order.flow_run_id)
 
 
 def overdue_runs() -> list[Found]:
@@ -202,7 +218,11 @@ def overdue_runs() -> list[Found]:
     states = (StateType.CRASHED, StateType.FAILED, StateType.RUNNING, StateType.PENDING)
     for run in _flow_runs.recent(RESUMED, states, RESUME_WITHIN):
         state, seconds = _flow_runs.state_of(run), _flow_runs.seconds_in_state(run)
-        found = find_run(str(run.id))
+        try:
+            found = find_run(str(run.id))
+        except ConfigError as error:  # one must not keep the others waiting
+            log.warning("run left alone id=%s: %s", run.id, error.message)
+            continue
         order = found.order
         given_up = order is not None and order.state is RunState.FAILED
         if given_up or found.flow_run is None or found.flow_run.id != run.id:
@@ -269,10 +289,14 @@ def is_gone_for_good(owner: str) -> bool:
     """Whether the run that holds a claim will never go on, so that another may take it.
 
     Never of a run that is at work or about to be resumed. False of one that this server does
-    not know, unless it failed: only a person can tell.
+    not know, unless it failed, or whose order cannot be read: only a person can tell.
     """
     book = order_book()
-    order = book.find(owner)
+    try:
+        order = book.find(owner)
+    except ConfigError as error:
+        log.warning("claim left to its owner run=%s: %s", owner, error.message)
+        return False
     if order is not None and book.at_work(order.run_id):
         return False
     run = _flow_runs.find(order.flow_run_id if order else owner)

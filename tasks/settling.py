@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from prefect.client.schemas.objects import StateType
 
-from slm_core.errors import IllegalPromotion, StoreError
+from slm_core.errors import ConfigError, IllegalPromotion, StoreError
 from slm_core.presets import RetrainSpec
 from slm_core.records import Approval, ApprovalState, Promotion, Route, Stage, utc_now
 from slm_core.serving import carry_out, guard_routes
@@ -22,14 +22,18 @@ from tasks import _flow_runs
 from tasks._events import announce
 from tasks._wiring import opened_store, order_book, step
 from tasks.promotion import start_promotion, tell_decided
+from tasks.promotion_form import Verdict, read_answer, verdict
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
     from slm_core.store import Store
 
 log = logging.getLogger(__name__)
 
 _AWAKE = frozenset({StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING})
 """A run that is about to go on may bring the answer with it."""
+_DEAD = frozenset({StateType.CRASHED, StateType.FAILED})
 CARRIED_OUT_WITHIN = timedelta(days=1)
 """Moves that were approved longer ago are made only when somebody retries their run."""
 
@@ -54,21 +58,24 @@ def guard_canaries() -> list[Promotion]:
 
 @step("close what nobody can answer")
 def close_requests() -> list[Approval]:
-    """Close requests that waited too long or whose run was cancelled; return them."""
+    """Close requests that waited too long, or whose run ended before it did; return them."""
     closed: list[Approval] = []
     with opened_store() as store:
         for waiting in store.approvals.waiting():
-            run = _flow_runs.find(waiting.run_id)
-            state = None if run is None else _flow_runs.state_of(run)
-            if state is StateType.CANCELLED:
-                answer = ApprovalState.REJECTED, "rule", "run cancelled"
-            elif utc_now() >= waiting.expires_at and state not in _AWAKE:
-                answer = ApprovalState.EXPIRED, "timeout", "nobody answered"
-            else:
+            found = _verdict(waiting, _flow_runs.find(waiting.run_id))
+            if found is None:
                 continue
-            verdict, who, reason = answer
             with suppress(StoreError):  # somebody else closed it in this moment
-                closed.append(store.approvals.decide(waiting.id, verdict, who=who, reason=reason))
+                closed.append(
+                    store.approvals.decide(
+                        waiting.id,
+                        found.state,
+                        who=found.who,
+                        reason=found.reason,
+                        share=found.share,
+                        now=found.answered_at,
+                    )
+                )
     for approval in closed:
         tell_decided(approval)
     return closed
@@ -104,12 +111,30 @@ def ask_for_candidates() -> list[str]:
     book = order_book()
     started: list[str] = []
     for adapter_id, run_id in sorted(run_of.items()):
-        order = book.find(run_id)
+        try:
+            order = book.find(run_id)
+        except ConfigError as error:  # one must not keep the others waiting
+            log.warning("candidate waits adapter=%s: %s", adapter_id, error.message)
+            continue
         # Only a retraining asks by itself; who trains by hand asks by hand.
         if order is not None and order.flow == "retrain" and not book.at_work(run_id):
             start_promotion(adapter_id, RetrainSpec.model_validate(order.spec).promotion)
             started.append(adapter_id)
     return started
+
+
+def _verdict(waiting: Approval, run: FlowRun | None) -> Verdict | None:
+    """Return the end of a request that nothing else will close; None while it may be answered."""
+    state = None if run is None else _flow_runs.state_of(run)
+    if state is StateType.CANCELLED:
+        return Verdict(ApprovalState.REJECTED, "rule", "run cancelled", None, utc_now())
+    if run is not None and state in _DEAD:
+        answer = read_answer(str(run.id), run.run_count)
+        if answer is not None:  # the run died with it in its hand
+            return verdict(answer, waiting)
+    if utc_now() >= waiting.expires_at and state not in _AWAKE:
+        return Verdict(ApprovalState.EXPIRED, "timeout", "nobody answered", None, utc_now())
+    return None
 
 
 def _is_open(store: Store, approval: Approval) -> bool:

@@ -37,15 +37,25 @@ class LogLine(NamedTuple):
 class PrefectClient:
     """One server; a context manager."""
 
-    def __init__(self, api_url: str, auth: str | None = None, *, seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        api_url: str,
+        auth: str | None = None,
+        *,
+        dashboard: str | None = None,
+        seconds: float = 5.0,
+    ) -> None:
         """Prepare to ask; nothing is sent yet.
 
         Args:
             api_url: such as ``http://127.0.0.1:4200/api``.
             auth: ``user:password``, if the server asks for it.
+            dashboard: address for people; None means the API's without ``/api``.
             seconds: longest wait for one answer.
         """
         self.api_url = api_url
+        self.dashboard = (dashboard or api_url.removesuffix("/api")).rstrip("/")
+        """Address for people."""
         user, _, password = (auth or "").partition(":")
         self._http = httpx.Client(
             base_url=api_url, auth=(user, password) if auth else None, timeout=seconds
@@ -61,11 +71,6 @@ class PrefectClient:
         _where: TracebackType | None,
     ) -> None:
         self._http.close()
-
-    @property
-    def dashboard(self) -> str:
-        """Address for people."""
-        return self.api_url.removesuffix("/api")
 
     def get(self, path: str) -> Any:
         """Return the answer to GET ``path``.
@@ -203,7 +208,9 @@ def prefect_client(settings: Settings, *, seconds: float = 5.0) -> PrefectClient
         raise ConfigError(no_server(settings))
     login = settings.prefect_api_auth_string
     auth = login.get_secret_value() if login else None
-    return PrefectClient(settings.prefect_api_url, auth, seconds=seconds)
+    return PrefectClient(
+        settings.prefect_api_url, auth, dashboard=settings.prefect_ui_url, seconds=seconds
+    )
 
 
 def no_server(settings: Settings) -> str:

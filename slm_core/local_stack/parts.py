@@ -7,6 +7,8 @@ Prefect dependable: PostgreSQL (SQLite loses events under load), concurrency lea
 
 from __future__ import annotations
 
+import base64
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ import httpx
 from slm_core.local_stack import postgres, prefect_api
 from slm_core.local_stack.postgres import Cluster
 from slm_core.local_stack.processes import MARKER, ProcessId
+from slm_core.local_stack.state import write_private
 from slm_core.settings import Settings
 
 TEACHER_MODEL = "nano-teacher"
@@ -63,6 +66,11 @@ class Site(NamedTuple):
         return None if login is None else login.get_secret_value()
 
     @property
+    def encryption_key(self) -> Path:
+        """File with the key of Prefect's blocks; a database older than this has its key inside."""
+        return self.home / "encryption-key"
+
+    @property
     def database_url(self) -> str:
         """The store: PostgreSQL of this stack, unless the settings name another."""
         if "database_url" in self.settings.model_fields_set:
@@ -91,6 +99,12 @@ class Site(NamedTuple):
         )
 
 
+def make_encryption_key(site: Site) -> None:
+    """Make the key of a new Prefect database, which without one keeps its own beside the blocks."""
+    if not site.encryption_key.exists():
+        write_private(site.encryption_key, base64.urlsafe_b64encode(os.urandom(32)).decode())
+
+
 def postgres_part(site: Site) -> Part:
     port = site.ports["postgres"]
     return Part(
@@ -106,6 +120,7 @@ def postgres_part(site: Site) -> Part:
 
 def prefect_part(site: Site) -> Part:
     port = site.ports["prefect"]
+    key = site.encryption_key
     database = site.cluster.url(port=site.ports["postgres"], database="prefect", driver="asyncpg")
     return Part(
         "prefect",
@@ -120,6 +135,7 @@ def prefect_part(site: Site) -> Part:
             # Runs and their logs would stay for good; what must be kept is in the store.
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         }
+        | ({"PREFECT_SERVER_ENCRYPTION_KEY": key.read_text()} if key.exists() else {})
         | ({"PREFECT_SERVER_API_AUTH_STRING": site.login} if site.login else {}),
         cwd=site.project,
         ready=lambda _: prefect_api.answers(site.api_url),

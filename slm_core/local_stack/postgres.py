@@ -88,14 +88,22 @@ def prepare_cluster(home: Path) -> Cluster:
     return cluster
 
 
+def has_database(url: str, name: str) -> bool:
+    """Whether the server behind ``url`` has a database ``name``."""
+    import psycopg
+
+    with psycopg.connect(_libpq(url), autocommit=True) as connection:
+        found = connection.execute("select 1 from pg_database where datname = %s", (name,))
+        return found.fetchone() is not None
+
+
 def ensure_database(url: str, name: str) -> None:
     """Create the database ``name`` on the server behind ``url`` unless it exists."""
     import psycopg
     from psycopg import sql
 
-    with psycopg.connect(_libpq(url), autocommit=True) as connection:
-        found = connection.execute("select 1 from pg_database where datname = %s", (name,))
-        if found.fetchone() is None:
+    if not has_database(url, name):
+        with psycopg.connect(_libpq(url), autocommit=True) as connection:
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
 
 

@@ -127,23 +127,15 @@ def _find(process: ProcessId) -> psutil.Process | None:
         found = psutil.Process(process.pid)
         if abs(found.create_time() - process.started) >= _START_TOLERANCE_SECONDS:
             return None
-        if found.status() != psutil.STATUS_ZOMBIE:
-            return found
     except psutil.NoSuchProcess:
         return None
-    # Of a child of ours its id stays taken until we ask; PostgreSQL would believe it still runs.
-    with suppress(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)
-    return None
+    return found if _lives(found) else None
 
 
 def _living_children(process: psutil.Process) -> set[psutil.Process]:
     living: set[psutil.Process] = set()
     with suppress(psutil.NoSuchProcess):
-        for child in process.children():
-            with suppress(psutil.NoSuchProcess):
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    living.add(child)
+        living |= {child for child in process.children() if _lives(child)}
     return living
 
 
@@ -151,10 +143,43 @@ def _end(processes: Iterable[psutil.Process], by: signal.Signals, grace_seconds:
     processes = list(processes)
     for process in processes:
         _send(process, by)
-    _, stubborn = psutil.wait_procs(processes, timeout=grace_seconds)
+    stubborn = _wait(processes, grace_seconds)
     for process in stubborn:
         _send(process, signal.SIGKILL)
-    psutil.wait_procs(stubborn, timeout=5)
+    _wait(stubborn, _KILLED_SECONDS)
+
+
+def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until the processes have ended; return those that have not in that time.
+
+    One that nobody has reaped has ended: its parent may be busy, and a container's first process
+    often reaps none. ``psutil.wait_procs`` would wait for that too.
+    """
+    deadline = time.monotonic() + seconds
+    while left := [process for process in processes if _lives(process)]:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.05)
+    return left
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return True
+    except psutil.NoSuchProcess:
+        return False
+    _reap(process.pid)
+    return False
+
+
+def _reap(pid: int) -> None:
+    """Let go of a child of ours that has ended.
+
+    Its id stays taken until then, and PostgreSQL would believe that it still runs.
+    """
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def _send(process: psutil.Process, by: signal.Signals) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,18 @@ DEPLOYED = ("prefect.yaml", "deployments", "flows", "tasks", "slm_core")
 GRACE_SECONDS = 15.0
 RUNS_GRACE_SECONDS = 120.0
 """For the runs of a worker: a training saves its checkpoint, in the middle of a step as well."""
+_TOLD = (
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
+    "DO_NOT_TRACK",
+    "SLM_HOME",
+    "SLM_DATABASE_URL",
+    "SLM_SPOOL_DIR",
+    "SLM_RETRAIN_THRESHOLD",
+    "SLM_EXPECTED_GPUS",
+    "SLM_KERNEL_LOG",
+)
+"""Variables of the stack that change what a command says which a person types."""
 _WORKER = "worker-"
 _GENERATED = "# Written by `make up`, removed by `make down`.\n"
 
@@ -80,15 +93,18 @@ class LocalStack:
             self._keep_teacher()
             site = self._site()
             self._ensure(parts.postgres_part(site))
+            server = site.cluster.url(site.ports["postgres"])
+            if not postgres.has_database(server, "prefect"):
+                parts.make_encryption_key(site)
             for database in ("prefect", "slm"):
-                postgres.ensure_database(site.cluster.url(site.ports["postgres"]), database)
+                postgres.ensure_database(server, database)
+            self._tell_shells(site)  # also where what follows fails: the database is up
             self._ensure(parts.prefect_part(site))
             self._deploy(site)
             if site.teacher_model is not None:
                 self._ensure(parts.teacher_part(site, site.teacher_model))
             for pool in prefect_api.POOLS:
                 self._ensure(parts.worker_part(site, pool))
-            self._tell_shells(site)
             return site.dashboard
 
     def down(self) -> None:
@@ -220,14 +236,12 @@ class LocalStack:
         return found.hexdigest()
 
     def _tell_shells(self, site: Site) -> None:
-        """Let the ``prefect`` and ``slm`` commands find this stack."""
-        variables = {
-            "PREFECT_API_URL": site.api_url,
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": parts.HEARTBEAT_SECONDS,
-            "SLM_HOME": str(self.settings.home),
-            "SLM_DATABASE_URL": site.database_url,
-        } | ({"PREFECT_API_AUTH_STRING": site.login} if site.login else {})
-        exports = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+        """Let a shell find the commands ``slm`` and ``prefect``, and them find this stack."""
+        ours = site.environment()
+        told = {name: ours[name] for name in _TOLD if name in ours}
+        told["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = parts.HEARTBEAT_SECONDS
+        exports = [f"export {name}={shlex.quote(value)}\n" for name, value in told.items()]
+        exports.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n')
         write_private(self.shell_file, "".join(exports))
         text = self._prefect_file_text()
         if text is None or text.startswith(_GENERATED):

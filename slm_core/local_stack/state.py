@@ -45,7 +45,8 @@ class StackState(BaseModel):
     def note_deployed(self, declared: str, notify_url: str | None) -> None:
         """Remember what the server was told; of the address, which may be secret, a digest."""
         self.deployed = declared
-        self.notified = "" if notify_url is None else _digest(notify_url)
+        if notify_url is not None:
+            self.notified = _digest(notify_url)
 
     def save(self, file: Path) -> None:
         """Write the state; only its owner may read it, because it holds a key."""

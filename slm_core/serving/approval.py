@@ -153,7 +153,8 @@ def carry_out(store: Store, approval: Approval) -> list[Route]:
             routes.append(route)
     refusals = [error for error in problems if isinstance(error, IllegalPromotion)]
     said = " ".join(error.message for error in refusals) or None
-    if said != approval.refused:
+    # A route that others moved meanwhile says nothing about what the traffic said before.
+    if said != approval.refused and (refusals or not problems):
         store.approvals.note_refusal(approval.id, said)
     if problems:
         first = (refusals or problems)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from slm_core.records import ClaimState, Health, RunState
@@ -153,12 +154,23 @@ def _claims(status: Status) -> Iterator[Concern]:
         elif claim.state is ClaimState.RUNNING and age > NIGHT_WITHIN:
             why = f"Claim {claim.id} is held by run {claim.owner}, of which nothing is known here."
         elif claim.state is ClaimState.SUBMITTED and age > NIGHT_WITHIN:
+            if _trains(status):
+                continue  # one training at a time: it waits its turn
             why = f"Claim {claim.id} has a run, which has not begun."
         elif claim.state is ClaimState.RELEASED and age > NIGHT_WITHIN:
             why = f"Claim {claim.id} was given back and no night has taken it."
         else:
             continue
         yield Concern(f"claim.{claim.id}", why, page)
+
+
+def _trains(status: Status) -> bool:
+    """Whether any training is at work, for which others wait."""
+    known = status.operations
+    elsewhere = known.running if known is not None else ()
+    return any(run.at_work for run in status.runs) or any(
+        run.flow in ("train", "retrain") and run.state == "Running" for run in elsewhere
+    )
 
 
 def _abandoned(owner: RunNow, status: Status) -> bool:
@@ -174,14 +186,15 @@ def _nights(status: Status) -> Iterator[Concern]:
     known = status.operations
     if known is None:
         return
+    unended = list(takewhile(lambda night: night.green is None, known.nights))
     last = next((night for night in known.nights if night.green is not None), None)
     if last is not None and not last.green:
         why = f"The last night ({last.at:%Y-%m-%d}) ended {last.outcome}: {last.message}"
         yield Concern("night", why, "night-not-green")
-    elif known.nights and known.nights[0].green is None:
-        newest = known.nights[0]
-        if known.at - newest.at > NIGHT_LASTS:
-            why = f"The night of {newest.at:%Y-%m-%d} is still {newest.outcome}."
+    elif unended:
+        oldest = unended[-1]
+        if known.at - oldest.at > NIGHT_LASTS:
+            why = f"The night of {oldest.at:%Y-%m-%d} is still {oldest.outcome}."
             yield Concern("night", why, "night-not-green")
     elif (since := _silent_since(known)) and known.at - since > NIGHT_WITHIN:
         why = f"No nightly run since {since:%Y-%m-%d %H:%M} UTC, though one is scheduled."
@@ -199,7 +212,7 @@ def _routines(status: Status) -> Iterator[Concern]:
     for one in status.operations.routines if status.operations else ():
         if one.red >= RED_IN_A_ROW:
             why = f"{one.deployment} ended {one.outcome}, {one.red} times in a row: {one.message}"
-            yield Concern(f"routine.{one.deployment}", why, "schedule-not-green", one.at)
+            yield Concern(f"routine.{one.deployment}", why, "schedule-not-green")
 
 
 def _waiting(status: Status) -> Iterator[Concern]:

@@ -104,7 +104,7 @@ class OrderBook:
         Raises:
             ConfigError: the id cannot be that of a run, or its order cannot be read.
         """
-        path = self._folder(run_id) / "order.json"
+        path = self._path(run_id)
         if path.is_file():
             return _read(path)
         parts = (o for o in self.list() if any(part.run_id == run_id for part in o.parts))
@@ -179,6 +179,10 @@ class OrderBook:
             # A run that is resumed may have begun on another machine.
             begun = {"state": RunState.RUNNING, "why": "", "host": socket.gethostname()}
             begun |= {"needs_person": False, "cancelled": False}
+            # The process before this one may have noted a stop after ``order`` was read.
+            path = self._path(order.run_id)
+            if path.is_file():
+                begun["stops"] = _read(path).stops
             self.write(order.model_copy(update=begun))
             try:
                 yield
@@ -197,9 +201,9 @@ class OrderBook:
 
     def write(self, order: Order) -> None:
         """Put an order on disk, whole or not at all."""
-        folder = self._folder(order.run_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "order.json", order.model_dump(mode="json"))
+        path = self._path(order.run_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, order.model_dump(mode="json"))
 
     @contextmanager
     def hold(self, run_id: str, wait_seconds: float = _LOCK_WAIT_SECONDS) -> Iterator[None]:
@@ -217,6 +221,9 @@ class OrderBook:
             yield
         finally:
             os.close(handle)
+
+    def _path(self, run_id: str) -> Path:
+        return self._folder(run_id) / "order.json"
 
     def _folder(self, run_id: str) -> Path:
         if not _RUN_ID.fullmatch(run_id):

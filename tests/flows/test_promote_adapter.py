@@ -238,8 +238,9 @@ def test_the_approver_sets_the_share_of_a_canary(store: Store, start: Callable[.
     assert [gate.verdict for gate in asked.moves[0].evidence] == ["pass", "pass"]
 
 
+@pytest.mark.parametrize("finisher", ["retry", "settle"])
 def test_an_answer_is_not_lost_when_the_run_dies_before_it_is_stored(
-    store: Store, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    store: Store, start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, finisher: str
 ) -> None:
     run = start()
     run.execute()
@@ -252,8 +253,15 @@ def test_an_answer_is_not_lost_when_the_run_dies_before_it_is_stored(
         broken.setattr(type(store.approvals), "decide", die)
         assert run.execute().is_failed()
     assert stages(store)["desk"] is Stage.CANDIDATE
-    run.retry()
-    assert run.execute().name == "Promoted"  # nobody was asked again
+    if finisher == "retry":
+        run.retry()
+        assert run.execute().name == "Promoted"  # nobody was asked again
+    else:
+        (closed,) = settling.close_requests.fn()
+        assert (closed.state, closed.who, closed.reason) == ("approved", "ann", APPROVE["reason"])
+        assert closed.decided_at is not None
+        assert closed.decided_at < closed.expires_at
+        settling.make_approved_moves.fn()
     assert stages(store) == {"desk": Stage.SHADOW, "intake": Stage.SHADOW}
 
 

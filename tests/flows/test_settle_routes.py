@@ -26,7 +26,7 @@ from slm_core.store import Store
 from slm_core.testing.records import make_adapter
 from slm_core.testing.routes import move
 from slm_core.training.orders import Order
-from tasks import settling
+from tasks import _wiring, settling
 from tasks._wiring import order_book
 
 pytestmark = pytest.mark.integration
@@ -133,6 +133,12 @@ def test_a_promotion_that_a_retraining_could_not_start_is_started_once(store: St
     late = make_adapter(id=f"adapter-late-{deployment}", run_id="late")
     move(store, Stage.CANDIDATE, "lobby", adapter=late)
     ordered("late", RiskTier.MEDIUM)
+    # Another's order cannot be read here: it is asked about once it can.
+    newer = make_adapter(id="adapter-a-newer-one", run_id="newer")
+    move(store, Stage.CANDIDATE, "annex", adapter=newer)
+    ordered("newer")
+    file = _wiring.current_settings().home / "runs" / "newer" / "order.json"
+    file.write_text(file.read_text().replace("{", '{"of_a_newer_version": 1,', 1))
     for _ in range(2):
         # The other one was trained by hand: nobody is asked about it.
         assert settling.ask_for_candidates.fn() == [late.id]

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,17 +17,18 @@ from prefect.runtime import flow_run
 from prefect.states import Scheduled
 from typer.testing import CliRunner
 
-from flows.show_status import show_status
+from flows.show_status import _to_be_told, show_status
 from slm_core.cli.app import app
 from slm_core.errors import DiskFull
-from slm_core.records import Stage
+from slm_core.records import Stage, utc_now
 from slm_core.serving import promote
+from slm_core.status import Routine, Waiting, concerns
 from slm_core.store import Store
 from slm_core.testing.records import make_adapter, make_call, make_decision
 from slm_core.training.orders import Order
 from tasks._progress import LivePage, progress
 from tasks._wiring import order_book
-from tasks.status import ask_prefect
+from tasks.status import ask_prefect, gather_status
 
 pytestmark = pytest.mark.integration
 
@@ -106,6 +108,20 @@ def test_a_paused_queue_is_told_when_runs_wait_in_it(service: Any) -> None:
             client.delete_deployment(deployment)
         finally:
             client.delete_work_pool("resting")
+
+
+def test_what_no_event_tells_is_told_at_once_and_the_rest_when_it_stands(service: Any) -> None:
+    red = Routine(
+        deployment="settle/routes", red=5, at=utc_now() - timedelta(minutes=5), outcome="Failed"
+    )
+    asked = ask_prefect.fn()
+    status = gather_status.fn(asked.model_copy(update={"routines": (red,)}))
+    told = [one.key for one in _to_be_told(status, concerns(status))]
+    assert "routine.settle/routes" in told
+    waiting = Waiting(id="r", name="owl", flow="promote", since=utc_now() - timedelta(minutes=5))
+    status = gather_status.fn(asked.model_copy(update={"waiting": (waiting,)}))
+    assert "waiting.r" in [one.key for one in concerns(status)]
+    assert "waiting.r" not in [one.key for one in _to_be_told(status, concerns(status))]
 
 
 def test_a_disk_without_room_for_the_page_is_still_told_of(

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import psutil
+import psycopg
 import pytest
 
 from slm_core.errors import StackError
@@ -84,6 +85,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         "AZURE_ENDPOINT": "http://127.0.0.1:9",  # a configured teacher: no model is needed here
         "PATH": os.environ["PATH"],
         "PREFECT_SERVER_API_AUTH_STRING": ":".join(LOGIN),
+        "SLM_RETRAIN_THRESHOLD": "7",
     }
     # Takes the stack down when its input ends: after the last test, or when we are killed.
     code = (
@@ -198,6 +200,43 @@ def test_the_login_is_asked_of_everyone_and_told_to_shells_alone(stack: LocalSta
     address = f"http://127.0.0.1:{port}/api/flows/filter"
     assert httpx.post(address, json={}).status_code == 401
     assert f"PREFECT_API_AUTH_STRING={':'.join(LOGIN)}\n" in stack.shell_file.read_text()
+
+
+def test_a_shell_finds_commands_and_settings_in_the_file(stack: LocalStack) -> None:
+    found, told = in_a_shell(stack, "command -v slm prefect")
+    folder = Path(sys.executable).parent
+    assert found == [str(folder / "slm"), str(folder / "prefect")]
+    assert told["PATH"] == f"{folder}:/usr/bin:/bin"
+    assert told["DO_NOT_TRACK"] == "1"
+    assert told["SLM_RETRAIN_THRESHOLD"] == "7"
+    assert told["SLM_SPOOL_DIR"] == str(stack.settings.spool_dir)
+    assert "AZURE_ENDPOINT" not in told
+
+
+def test_the_key_of_blocks_is_not_in_the_database_beside_them(stack: LocalStack) -> None:
+    kind = api(stack, "GET", "/block_types/slug/secret")["id"]
+    of_kind = {"block_schemas": {"block_type_id": {"any_": [kind]}}}
+    schema = api(stack, "POST", "/block_schemas/filter", of_kind)[0]["id"]
+    block = {"name": "probe", "block_type_id": kind, "block_schema_id": schema}
+    api(stack, "POST", "/block_documents/", block | {"data": {"value": "hidden"}})
+    _, told = in_a_shell(stack, "true")
+    url = told["SLM_DATABASE_URL"].replace("+psycopg", "").rpartition("/")[0]
+    with psycopg.connect(f"{url}/prefect") as connection:
+        stored = connection.execute("select data from block_document where name = 'probe'")
+        assert "hidden" not in str(stored.fetchone())
+        keys = connection.execute("select * from configuration where key = 'ENCRYPTION_KEY'")
+        assert keys.fetchall() == []
+
+
+def in_a_shell(stack: LocalStack, script: str) -> tuple[list[str], dict[str, str]]:
+    """Return what a script wrote in a shell that knows the stack, and that shell's variables."""
+    said = subprocess.check_output(
+        ["bash", "-euc", f"source {stack.shell_file}; {script}; echo; env"],
+        env={"PATH": "/usr/bin:/bin"},
+        text=True,
+    )
+    wrote, _, told = said.partition("\n\n") if script != "true" else ("", "", said.strip())
+    return wrote.splitlines(), dict(line.split("=", 1) for line in told.splitlines())
     assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30\n" in stack.shell_file.read_text()
     assert stack.shell_file.stat().st_mode & 0o077 == 0
     assert LOGIN[1] not in (stack.project / "prefect.toml").read_text()

@@ -30,7 +30,7 @@ from slm_core.local_stack.postgres import ensure_database
 from slm_core.local_stack.processes import start, stop, wait_until
 from slm_core.records import utc_now
 from slm_core.testing.webhook_receiver import WebhookReceiver
-from tasks._notifications import BLOCK, NEWS, notification_automations
+from tasks._notifications import BLOCK, NEWS, forget_address, notification_automations
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -278,8 +278,14 @@ def test_the_address_is_in_the_block_alone(
     assert receiver.token in str(server.ask("POST", "/block_documents/filter", secret))
 
 
-def test_without_an_address_the_block_goes(server: Server, output: str) -> None:
+def test_without_an_address_people_are_told_as_before_until_it_is_forgotten(
+    server: Server, output: str
+) -> None:
+    (block,) = server.ask("POST", "/block_documents/filter", {})
     with temporary_settings({PREFECT_API_URL: server.api_url}):
-        assert notification_automations(None) == ()
+        actions = [action for one in notification_automations(None) for action in one.actions]
+        assert {str(action.block_document_id) for action in actions} == {block["id"]}
+        for _ in range(2):
+            forget_address()
         assert notification_automations(None) == ()
     assert server.ask("POST", "/block_documents/filter", {}) == []

@@ -203,13 +203,12 @@ def site() -> Iterator[Site]:
     (project / ".venv").symlink_to(sys.prefix)
     with FakeProvider({}) as teacher, LangfuseReceiver() as langfuse, WebhookReceiver() as people:
         environ = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
             "HOME": str(project),
             "PYTHON": sys.executable,  # make then installs nothing
             "PREFECT_HOME": str(project / "prefect-home"),
             "HF_HUB_OFFLINE": "1",
-            "DO_NOT_TRACK": "1",
             "AZURE_ENDPOINT": teacher.base_url,
             "AZURE_API_KEY": "key",
             "SLM_NOTIFY_URL": people.url,

@@ -22,6 +22,7 @@ from prefect.settings import (
 
 from slm_core.errors import ConfigError, StackError
 from tasks._automations import reconcile
+from tasks._notifications import forget_address
 from tasks.deploy import _environment_to_deploy_in, deploy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -68,10 +69,10 @@ def project(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def told(folder: Path, **types: Any) -> list[str]:
+def told(folder: Path, *, notify: bool = True, **types: Any) -> list[str]:
     """Deploy; return what was said."""
     said: list[str] = []
-    deploy(folder, types, said.append)
+    deploy(folder, types, said.append, notify=notify)
     return said
 
 
@@ -147,7 +148,9 @@ def test_a_deployment_that_prefect_refuses_is_an_error_with_its_words(
         told(tmp_path)
 
 
-def test_it_says_whether_anybody_is_told(project: Path, tmp_path: Path) -> None:
+def test_it_says_whether_anybody_is_told(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With ``resume/run`` there, which the automations start; both are taken away again."""
     (tmp_path / "flows").mkdir()
     (tmp_path / "flows" / "go_on.py").write_text(FLOW.replace('"tick"', '"resume"'))
@@ -156,8 +159,19 @@ def test_it_says_whether_anybody_is_told(project: Path, tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").write_text(declared)
     try:
         assert "notifications: none, for SLM_NOTIFY_URL is not set" in told(tmp_path)
+        with monkeypatch.context() as shell:
+            shell.setenv("SLM_NOTIFY_URL", "http://127.0.0.1:9/hook")
+            assert "notifications: posted to SLM_NOTIFY_URL" in told(tmp_path)
+        # A shell that does not know the address silences nobody.
+        before = ask(lambda client: client.read_automations())
+        said = told(tmp_path)
+        assert "notifications: posted where they were; SLM_NOTIFY_URL is not set here" in said
+        assert ask(lambda client: client.read_automations()) == before
+        assert "notifications: none, as asked" in told(tmp_path, notify=False)
+        assert "notifications: none, for SLM_NOTIFY_URL is not set" in told(tmp_path)
     finally:
         reconcile(())
+        forget_address()
         found = ask(lambda client: client.read_deployment_by_name("resume/run"))
         ask(lambda client: client.delete_deployment(found.id))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
-from prefect import flow, get_client
+from prefect import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import (
     Cancelled,
@@ -36,64 +36,11 @@ from tasks.resuming import (
     find_run,
     go_on,
     is_gone_for_good,
-    note_stop,
     overdue_runs,
 )
 
 MakeRun = Callable[..., FlowRun]
 Later = Callable[[timedelta], None]
-
-
-@flow(name="retrain")
-def retrain() -> None: ...
-
-
-@flow(name="eval")
-def evaluate() -> None: ...
-
-
-@flow(name="promote")
-def promote() -> None: ...
-
-
-@flow(name="something-else")
-def something_else() -> None: ...
-
-
-@pytest.fixture(scope="module")
-def deployments(prefect_server: None) -> dict[str, UUID]:
-    """Deployments of a training and of another flow; no worker serves them."""
-    with get_client(sync_client=True) as client:
-        return {
-            one.name: client.create_deployment(client.create_flow(one), name="test")
-            for one in (retrain, evaluate, promote, something_else)
-        }
-
-
-@pytest.fixture
-def make_run(deployments: dict[str, UUID]) -> MakeRun:
-    """Make a flow run that goes through some states."""
-
-    def make(*states: State, retries: int = 0, of: str = "retrain") -> FlowRun:
-        retried = [Running(), Crashed(), Scheduled(name="AwaitingRetry")] * retries
-        with get_client(sync_client=True) as client:
-            run = client.create_flow_run_from_deployment(deployments[of])
-            for state in [*retried, *states]:
-                client.set_flow_run_state(run.id, state, force=True)
-            return client.read_flow_run(run.id)
-
-    return make
-
-
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> Later:
-    """Put our clock forward; it is an hour ahead, until said otherwise."""
-
-    def put(by: timedelta) -> None:
-        monkeypatch.setattr(_flow_runs, "utc_now", lambda: utc_now() + by)
-
-    put(timedelta(hours=1))
-    return put
 
 
 def ordered(run: FlowRun, state: RunState = RunState.RUNNING, **changes: object) -> Order:
@@ -215,18 +162,6 @@ def test_a_run_that_was_begun_too_often_is_given_up_and_its_claim_is_free(
     assert order_book().get(str(run.id)).state is RunState.FAILED
     assert store.claims.get(claim_id).state is ClaimState.RELEASED
     assert "attempt 4 of 4" in go_on(find_run(str(run.id)), max_attempts=4)
-
-
-def test_the_stops_of_its_worker_are_no_attempts_of_a_run(store: Store, make_run: MakeRun) -> None:
-    run = make_run(Running(), Crashed(), retries=MAX_ATTEMPTS - 1)
-    order = ordered(run)
-    assert not note_stop(order)
-    assert not is_gone_for_good(str(run.id))
-    assert "attempt 3 of 3" in go_on(find_run(str(run.id)))
-    cancelled = make_run(Running(), Cancelled())
-    assert note_stop(ordered(cancelled))
-    noted = order_book().get(str(cancelled.id))
-    assert (noted.cancelled, noted.stops) == (True, 0)
 
 
 def test_a_run_that_others_went_on_with_meanwhile_is_left_to_them(

@@ -34,7 +34,7 @@ def python(_: Settings) -> Answer:
     return passed(seen)
 
 
-def packages(_: Settings) -> Answer:
+def packages(settings: Settings) -> Answer:
     """Are the packages those that are known to work together?"""
     from packaging.specifiers import SpecifierSet
 
@@ -47,7 +47,7 @@ def packages(_: Settings) -> Answer:
     ]
     if broken:
         return failed("; ".join(broken) + ".", mend)
-    constraints = PROJECT / "constraints.txt"
+    constraints = (settings.repo or PROJECT) / "constraints.txt"
     if not constraints.is_file():
         return warned(f"No constraints.txt beside the code; {len(installed)} packages unchecked.")
     lines = [line.split("==") for line in constraints.read_text().splitlines() if "==" in line]

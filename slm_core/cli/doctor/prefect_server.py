@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from slm_core.cli.doctor.findings import Answer, failed, passed, unknown, warned
 from slm_core.cli.doctor.machine import PROJECT
 from slm_core.cli.prefect_client import PrefectClient, no_server, prefect_client
@@ -36,6 +38,7 @@ def api(settings: Settings) -> Answer:
     try:
         with _client(settings) as client:
             version = client.get("/admin/version")
+            _ask_database(client)
     except PrefectUnavailable as error:
         return failed(str(error), "make status", _DOWN)
     here = _version("prefect")
@@ -52,6 +55,22 @@ def api(settings: Settings) -> Answer:
         )
     login = "with a login" if settings.prefect_api_auth_string else "on loopback, without a login"
     return passed(f"{seen}, {login}.")
+
+
+def _ask_database(client: PrefectClient) -> None:
+    """Ask for what the server says only with its database behind it.
+
+    Raises:
+        PrefectUnavailable: the database does not answer; most of what people ask for fails.
+    """
+    try:
+        client.get("/ready")
+    except PrefectUnavailable as error:
+        if error.context.get("status") != httpx.codes.SERVICE_UNAVAILABLE:
+            raise
+        raise PrefectUnavailable(
+            f"Prefect at {client.api_url} answers, its database does not."
+        ) from error
 
 
 def server_settings(settings: Settings) -> Answer:

@@ -117,6 +117,9 @@ def test_packages_that_differ_from_the_constraints_are_named(
     assert health is Health.WARN
     assert "httpx" in seen
     assert "1 of 1" in seen, "what is not installed is not counted"
+    monkeypatch.setattr(machine, "PROJECT", tmp_path / "installed")
+    inside = Settings.from_env({"SLM_REPO": str(tmp_path)})  # as in an image
+    assert "1 of 1" in machine.packages(inside).seen
 
 
 def test_a_disk_that_is_full_or_closed_fails(

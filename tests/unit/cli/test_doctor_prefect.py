@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slm_core.cli.doctor import prefect_server as checks
-from slm_core.cli.prefect_client import PAGE, PrefectClient
+from slm_core.cli.prefect_client import PAGE, PrefectClient, prefect_client
 from slm_core.errors import PrefectUnavailable
 from slm_core.records import Health, RunState
 from slm_core.settings import Settings
@@ -97,10 +98,21 @@ def deployment(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_server_of_another_version_fails(prefect: FakePrefect, settings: Settings) -> None:
-    prefect.answers["/admin/version"] = "2.0.0"
+    prefect.answers |= {"/admin/version": "2.0.0", "/ready": {"message": "OK"}}
     health, seen, _ = checks.api(settings)
     assert health is Health.FAIL
     assert "one version" in seen
+
+
+def test_a_server_without_its_database_fails(prefect: FakePrefect, settings: Settings) -> None:
+    prefect.answers["/admin/version"] = metadata.version("prefect")
+    prefect.answers["/ready"] = 503
+    health, seen, mend = checks.api(settings)
+    assert health is Health.FAIL
+    assert "its database does not" in seen
+    assert "see RUNBOOK.md#prefect-down" in mend
+    prefect.answers["/ready"] = {"message": "OK"}
+    assert checks.api(settings).health is Health.PASS
 
 
 def test_leases_in_memory_and_telemetry_warn(prefect: FakePrefect, settings: Settings) -> None:
@@ -277,6 +289,16 @@ def test_the_client_logs_in_and_pages(prefect: FakePrefect) -> None:
     ):
         client.get("/admin/version")
     assert "wrong" not in str(refused.value)
+
+
+def test_people_are_sent_to_the_dashboard_that_the_settings_name(
+    prefect: FakePrefect, settings: Settings
+) -> None:
+    with prefect_client(settings) as client:
+        assert client.dashboard == prefect.url.removesuffix("/api")
+    named = settings.model_copy(update={"prefect_ui_url": "https://prefect.example/"})
+    with prefect_client(named) as client:
+        assert client.dashboard == "https://prefect.example"
 
 
 def test_what_is_no_prefect_is_named(prefect: FakePrefect) -> None:

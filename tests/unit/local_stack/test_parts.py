@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slm_core.local_stack.parts import Site, postgres_part, prefect_part, teacher_part, worker_part
+from cryptography.fernet import Fernet
+
+from slm_core.local_stack.parts import (
+    Site,
+    make_encryption_key,
+    postgres_part,
+    prefect_part,
+    teacher_part,
+    worker_part,
+)
 from slm_core.local_stack.postgres import Cluster
 from slm_core.settings import Settings
 
@@ -39,6 +48,20 @@ def test_the_server_keeps_its_data_in_postgresql_and_its_leases_on_disk() -> Non
     assert told["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
     assert told["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert told["DO_NOT_TRACK"] == "1"
+
+
+def test_a_new_prefect_database_gets_a_key_that_is_not_in_it(tmp_path: Path) -> None:
+    here = site()._replace(home=tmp_path)
+    older = prefect_part(here).environment
+    assert "PREFECT_SERVER_ENCRYPTION_KEY" not in older, "the blocks of such a database are lost"
+    make_encryption_key(here)
+    key = prefect_part(here).environment["PREFECT_SERVER_ENCRYPTION_KEY"]
+    assert len(Fernet(key).decrypt(Fernet(key).encrypt(b"address"))) == 7
+    assert here.encryption_key.stat().st_mode & 0o777 == 0o600
+    make_encryption_key(here)
+    assert prefect_part(here).environment["PREFECT_SERVER_ENCRYPTION_KEY"] == key
+    told = (worker_part(here, "cpu"), teacher_part(here, Path("/model")), postgres_part(here))
+    assert not any(key in part.environment.values() for part in told)
 
 
 def test_the_gpu_worker_takes_one_run_at_a_time() -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from slm_core.errors import StackError
@@ -57,6 +58,19 @@ def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
     wait_until(lambda _: "up" in log.read_text(), process, log, what="it", timeout_seconds=10)
     stop(process, by=signal.SIGTERM, grace_seconds=0.2)
     assert not is_alive(process)
+
+
+def test_one_that_its_parent_does_not_reap_is_not_waited_for(tmp_path: Path) -> None:
+    code = f"import subprocess, time; print(subprocess.Popen({SLEEP!r}).pid); time.sleep(60)"
+    log = tmp_path / "parent"
+    parent = start([sys.executable, "-u", "-c", code], log, environment={}, cwd=tmp_path)
+    wait_until(lambda _: "\n" in log.read_text(), parent, log, what="it", timeout_seconds=10)
+    child = psutil.Process(int(log.read_text()))
+    began = time.monotonic()
+    stop(ProcessId(child.pid, child.create_time()), by=signal.SIGTERM, grace_seconds=20)
+    assert time.monotonic() - began < 5
+    assert child.status() == psutil.STATUS_ZOMBIE
+    stop(parent, by=signal.SIGKILL, grace_seconds=5)
 
 
 def test_a_sweep_ends_marked_processes_in_any_session_and_no_others(

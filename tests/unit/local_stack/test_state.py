@@ -44,6 +44,8 @@ def test_a_new_address_for_news_is_deployed_and_a_shell_without_one_asks_for_not
     state.note_deployed("code", "https://hooks.example/secret")
     assert state.is_deployed("code", None)
     assert state.is_deployed("code", "https://hooks.example/secret")
+    state.note_deployed("code", None)  # deployed by such a shell: who is told stays
+    assert state.is_deployed("code", "https://hooks.example/secret")
     assert not state.is_deployed("code", "https://hooks.example/other")
     assert not state.is_deployed("newer code", None)
     state.save(tmp_path / "state.json")

@@ -223,6 +223,19 @@ def test_traffic_that_turned_bad_while_a_person_thought_is_refused(store: Store)
     assert store.verify() == []
 
 
+def test_a_refusal_stays_on_record_when_others_then_move_the_route(store: Store) -> None:
+    move(store, Stage.SHADOW)
+    see(store, "shadow", agreed=100)
+    asked = approve(store, ask(store, adapter_id=ADAPTER.id, agent_name="desk"))
+    see(store, "shadow", disagreed=300)
+    with pytest.raises(IllegalPromotion):
+        carry_out(store, asked)
+    move(store, Stage.RETIRED)  # as the refusal advises
+    with pytest.raises(StoreError):
+        carry_out(store, store.approvals.get(asked.id))
+    assert "disagreement, 300 of 400" in (store.approvals.get(asked.id).refused or "")
+
+
 def test_what_was_moved_stays_moved_whatever_the_traffic_says_then(store: Store) -> None:
     move(store, Stage.SHADOW)
     see(store, "shadow", agreed=100)

@@ -93,6 +93,16 @@ NEEDS = {
     "run-stopped ": {"runs": (run(state=RunState.INTERRUPTED, why="DiskFull"),)},
     "threshold-without-run": {"store": claim(ClaimState.NEW, ago(minutes=31))},
     "night-not-green   ": {"operations": operations(nights=(night(None, "Late", days=3),))},
+    "night-not-green    ": {
+        "operations": operations(
+            nightly_since=ago(days=30),
+            nights=(
+                *(night(None, "Late", hours=5 + 24 * one) for one in range(3)),
+                night(None, "Running", days=4),
+                night(True, "Completed", days=5),
+            ),
+        )
+    },
     "schedule-not-green": {"operations": operations(routines=(routine(red=2),))},
     "claim-stuck": {"store": claim(ClaimState.SUBMITTED, ago(hours=27))},
     "claim-stuck ": {"store": claim(ClaimState.RELEASED, ago(hours=27))},
@@ -159,6 +169,16 @@ WELL = {
     },
     "one red ingest is followed by another": {"operations": operations(routines=(routine(red=1),))},
     "a claim's run waits for its turn": {"store": claim(ClaimState.SUBMITTED, ago(hours=20))},
+    "a claim's run waits behind a long training": {
+        "store": claim(ClaimState.SUBMITTED, ago(days=3)),
+        "runs": (run(at_work=True),),
+    },
+    "a claim's run waits behind a training on another machine": {
+        "store": claim(ClaimState.SUBMITTED, ago(days=3)),
+        "operations": operations(
+            running=(FlowRunNow(id="r", name="owl", flow="retrain", state="Running"),)
+        ),
+    },
     "the night before last failed": {
         "operations": operations(nights=(night(True), night(False, hours=25)))
     },
