@@ -24,6 +24,8 @@ MARKER = "SLM_STACK"
 """Variable that holds the stack's id in every process that it starts."""
 _START_TOLERANCE_SECONDS = 2.0
 """The clock may be corrected between two readings of a start time."""
+_KILLED_SECONDS = 5.0
+"""What was killed is gone by then, unless it waits for a device."""
 
 
 class ProcessId(NamedTuple):
