@@ -270,7 +270,7 @@ def test_down_lets_runs_save_and_ends_everything_that_up_and_they_started(
     assert (stack.settings.home / "saved").exists()
     assert stack.status() == []
     assert not any(is_alive(part.process) for part in parts)
-    assert not psutil.pid_exists(grandchild)
+    eventually(lambda: not psutil.pid_exists(grandchild), seconds=5)  # once it is reaped
     assert all(is_free(part.port) for part in parts if part.port)
     assert not (stack.project / "prefect.toml").exists()
     stack.down()  # nothing left to do is no error

@@ -50,8 +50,7 @@ ELSEWHERE = {
     "nvidia-smi --gpu-reset -i GPU",
     "sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia",
     "sudo systemctl reboot",
-    "docker compose -f docker/compose.yaml exec worker-cpu docker/entrypoint.sh slm doctor",
-    "docker compose -f docker/compose.yaml up --detach",
+    "docker compose exec worker-cpu docker/entrypoint.sh slm doctor",
     "git fetch --tags && git checkout VERSION",
     "make install",
 }
