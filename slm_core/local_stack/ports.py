@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from slm_core.errors import StackError
 
@@ -27,10 +33,56 @@ def free_port(preferred: int) -> int:
     Raises:
         StackError: none of the next 20 is free.
     """
-    for port in range(preferred, preferred + _TRIED):
+    for port in _from(preferred):
         if is_free(port):
             return port
-    raise StackError(
+    raise _none_free(preferred)
+
+
+class Reservations:
+    """Ports that one process has chosen and that nobody listens on yet."""
+
+    def __init__(self, held: ExitStack) -> None:
+        self._held = held
+        # Of this user alone: in a shared one, others could hold every port.
+        self._folder = Path(tempfile.gettempdir()) / f"slm-ports-{os.getuid()}"
+
+    def free_port(self, preferred: int) -> int:
+        """Return a port like `free_port`, and one that no other `Reservations` has chosen.
+
+        Raises:
+            StackError: none of the next 20 is free.
+        """
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for port in _from(preferred):
+            lock = (self._folder / str(port)).open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                continue
+            self._held.enter_context(lock)
+            if is_free(port):
+                return port
+        raise _none_free(preferred)
+
+
+@contextmanager
+def reserving() -> Iterator[Reservations]:
+    """Keep two processes that start servers at once from choosing the same ports.
+
+    To be left once the servers listen.
+    """
+    with ExitStack() as held:
+        yield Reservations(held)
+
+
+def _from(preferred: int) -> range:
+    return range(preferred, preferred + _TRIED)
+
+
+def _none_free(preferred: int) -> StackError:
+    return StackError(
         f"No free port on 127.0.0.1 from {preferred} to {preferred + _TRIED - 1}. "
         "Stop what listens there, then run `make up` again."
     )

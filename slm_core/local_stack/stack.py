@@ -21,7 +21,7 @@ from typing import NamedTuple
 from slm_core.errors import StackError
 from slm_core.local_stack import parts, postgres, prefect_api
 from slm_core.local_stack.parts import Part, Site
-from slm_core.local_stack.ports import free_port, is_free
+from slm_core.local_stack.ports import Reservations, is_free, reserving
 from slm_core.local_stack.processes import (
     ProcessId,
     is_alive,
@@ -89,9 +89,9 @@ class LocalStack:
             StackError: a part did not start, and those started before it stay up; or a stand-in
                 would take the place of a teacher.
         """
-        with self._exclusively():
+        with self._exclusively(), reserving() as ports:
             self._keep_teacher()
-            site = self._site()
+            site = self._site(ports)
             self._ensure(parts.postgres_part(site))
             server = site.cluster.url(site.ports["postgres"])
             if not postgres.has_database(server, "prefect"):
@@ -162,11 +162,11 @@ class LocalStack:
         self._state.own_teacher = own
         self._state.save(self._state_file)
 
-    def _site(self) -> Site:
+    def _site(self, ports: Reservations) -> Site:
         """Settle the data directory and the ports; a port once given stays."""
         for name, preferred in PREFERRED_PORTS.items():
             if name not in self._state.ports:
-                self._state.ports[name] = free_port(preferred)
+                self._state.ports[name] = ports.free_port(preferred)
         return Site(
             settings=self.settings,
             project=self.project,

@@ -11,7 +11,7 @@ import pytest
 
 from slm_core.errors import StackError
 from slm_core.local_stack import LocalStack
-from slm_core.local_stack.ports import free_port, is_free
+from slm_core.local_stack.ports import free_port, is_free, reserving
 from slm_core.local_stack.processes import ProcessId
 from slm_core.local_stack.state import StackState
 from slm_core.settings import Settings
@@ -72,6 +72,16 @@ def test_the_preferred_port_is_taken_only_when_nobody_listens_there() -> None:
         assert not is_free(port)
         assert port < free_port(port) < port + 20
     assert free_port(port) == port
+
+
+def test_two_that_start_servers_at_once_choose_different_ports() -> None:
+    with reserving() as one:
+        first = one.free_port(48_900)
+        with reserving() as other:
+            assert other.free_port(48_900) == first + 1
+            assert one.free_port(48_900) == first + 2
+    with reserving() as later:
+        assert later.free_port(48_900) == first
 
 
 def test_no_free_port_says_what_to_do() -> None:
