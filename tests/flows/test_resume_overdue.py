@@ -23,6 +23,12 @@ pytestmark = pytest.mark.integration
 def retrain() -> None: ...
 
 
+@pytest.fixture(autouse=True)
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that other tests left on the server fell silent; they are not waited for."""
+    monkeypatch.setattr("tasks.resuming._SECOND_LOOK_SECONDS", 0.0)
+
+
 def crashed_run(*before: State) -> UUID:
     with get_client(sync_client=True) as client:
         deployment = client.create_deployment(client.create_flow(retrain), name="overdue")
