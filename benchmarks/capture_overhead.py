@@ -222,6 +222,7 @@ def kept_after_kill(name: str, address: str) -> int | None:
     if name == "empty call":
         return None
     from slm_core.capture import drain_spool
+    from slm_core.dataset import why_unusable
     from slm_core.store import open_store
 
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +230,7 @@ def kept_after_kill(name: str, address: str) -> int | None:
         _child("die", name, folder, address)
         time.sleep(0.5)
         with open_store(f"sqlite:///{folder}/slm.db") as store:
-            return Sink.spans - before + drain_spool(folder, store).stored
+            return Sink.spans - before + drain_spool(folder, store, usable=why_unusable).stored
 
 
 def _child(*arguments: str) -> str:

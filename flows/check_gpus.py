@@ -10,7 +10,9 @@ from prefect.states import Completed, Failed
 
 from slm_core.health.findings import commands, next_action
 from slm_core.records import Health, HealthReport
+from slm_core.report.markdown import escape, table_lines
 from tasks import health
+from tasks._artifacts import showing
 
 
 @flow(name="check-gpus")
@@ -22,9 +24,10 @@ def check_gpus(active: bool = True, gpus: tuple[str, ...] = ()) -> HealthReport 
         gpus: those to check, by UUID, PCI address or index; empty takes all.
     """
     report = health.check_gpus(active=active, gpus=gpus)
-    create_markdown_artifact(
-        _markdown(report), key="preflight", description=f"{report.health}: GPUs of this machine"
-    )
+    with showing("preflight"):
+        create_markdown_artifact(
+            _markdown(report), key="preflight", description=f"{report.health}: GPUs of this machine"
+        )
     if report.health in (Health.PASS, Health.WARN):
         return report
     worst = next(check for check in report.checks if check.health is report.health)
@@ -50,12 +53,15 @@ def _markdown(report: HealthReport) -> str:
         f"{report.tier.value} ({report.tier.name.lower().replace('_', ' ')}), "
         f"{report.seconds:.1f} s, boot `{report.boot_id}`.",
         "",
-        "| health | gpu | check | what was seen |",
-        "| --- | --- | --- | --- |",
+        *table_lines(
+            ("health", "gpu", "check", "what was seen"),
+            [
+                (one.health, escape(one.gpu or "all"), escape(one.name), escape(one.message))
+                for one in report.checks
+            ],
+            left=4,
+        ),
     ]
-    for one in report.checks:
-        message = one.message.replace("|", "\\|")
-        lines.append(f"| {one.health} | {one.gpu or 'all'} | {one.name} | {message} |")
     if action is not None:
         lines += ["", f"Next: **{action.value.replace('_', ' ')}**. Nothing was run."]
         typed = commands(report)

@@ -11,6 +11,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
 from slm_core.records import ClaimState, IngestReport
+from tasks._artifacts import showing
 from tasks._events import announce
 from tasks._wiring import opened_store
 from tasks.capture import ingest_spool
@@ -32,11 +33,12 @@ def ingest_calls(submit: bool = True) -> IngestReport:
     """
     report = ingest_spool()
     counts = report.model_dump(exclude={"unusable", "claims"}) | report.unusable
-    create_table_artifact(
-        [{"what": what, "calls": count} for what, count in counts.items()],
-        key="ingest",
-        description="Calls read, stored and left out, with reasons",
-    )
+    with showing("ingest"):
+        create_table_artifact(
+            [{"what": what, "calls": count} for what, count in counts.items()],
+            key="ingest",
+            description="Calls read, stored and left out, with reasons",
+        )
     if submit:
         _start_retrainings()
     return report

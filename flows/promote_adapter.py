@@ -20,6 +20,7 @@ from slm_core.errors import ConfigError
 from slm_core.presets import RETRAIN_PRESETS, RetrainPreset
 from slm_core.records import Approval, ApprovalState, Stage, Track
 from slm_core.serving import PromotionSpec, needs_person
+from tasks._artifacts import showing
 from tasks.promotion import (
     ask_for_promotion,
     move_routes,
@@ -112,7 +113,8 @@ def _ended(approval: Approval) -> State:
         routes = move_routes(approval)
         said += "".join(f"\n* {r.agent_name}/{r.track}: {r.stage}" for r in routes)
         name = "Promoted"
-    create_markdown_artifact(said, key="promotion-answer")
+    with showing("promotion-answer"):
+        create_markdown_artifact(said, key="promotion-answer")
     return Completed(name=name, message=said)
 
 

@@ -14,6 +14,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.states import Completed
 
 from slm_core.errors import SlmError
+from tasks._artifacts import showing
 from tasks.resuming import bury_silent_runs, go_on, overdue_runs
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def resume_overdue() -> State[Any]:
         outcomes.append({"run": one.run_id, "outcome": outcome})
     if not outcomes:
         return Completed(message="No dead run lies about.")
-    create_table_artifact(outcomes, key="overdue", description="Dead runs, and what was done")
+    with showing("overdue"):
+        create_table_artifact(outcomes, key="overdue", description="Dead runs, and what was done")
     return Completed(message=f"{len(outcomes)} dead runs found; see the table.")
 
 

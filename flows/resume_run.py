@@ -26,6 +26,7 @@ from slm_core.training.base_model import wants_gpus
 from slm_core.training.orders import Order
 from slm_core.training.spec import TrainingSpec
 from tasks import _flow_runs
+from tasks._artifacts import showing
 from tasks._wiring import order_book
 from tasks.resuming import MAX_ATTEMPTS, find_run, go_on, refuse_if_at_work
 
@@ -48,17 +49,19 @@ def resume_run(
     found = find_run(run_id)
     if found.can_be_retried:
         done = go_on(found, max_attempts=max_attempts, host_is_dead=host_is_dead)
-        create_markdown_artifact(done, key="resumed")
+        with showing("resumed"):
+            create_markdown_artifact(done, key="resumed")
         return Completed(message=done)
     refuse_if_at_work(found, None, host_is_dead=host_is_dead)
     order = order_book().get(found.run_id)
     _refuse_beside_another(order)
     _bury_old_run(order)
-    create_markdown_artifact(
-        f"Going on with {order.flow} run `{order.run_id}` of {order.created_at:%Y-%m-%d %H:%M} "
-        f"UTC, which was *{order.state}*. {order.why}",
-        key="resumed",
-    )
+    with showing("resumed"):
+        create_markdown_artifact(
+            f"Going on with {order.flow} run `{order.run_id}` of "
+            f"{order.created_at:%Y-%m-%d %H:%M} UTC, which was *{order.state}*. {order.why}",
+            key="resumed",
+        )
     if order.flow == "train":
         return train_from_preset(run_id=order.run_id)
     return retrain_student(

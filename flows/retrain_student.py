@@ -17,6 +17,7 @@ from slm_core.presets import RETRAIN_PRESETS, RetrainPreset, RetrainSpec
 from slm_core.records import Claim, ClaimState, Decision, Route, RunState, Stage
 from slm_core.report import ReportInput
 from slm_core.training.orders import Order, Part, state_after
+from tasks._artifacts import showing
 from tasks._wiring import (
     current_settings,
     opened_store,
@@ -110,7 +111,7 @@ def _retrain(spec: RetrainSpec, claim: Claim, run_id: str, reason: str) -> Repor
             test_set = make_test_set(spec.eval.test_set)
             span.update(output=str(test_set))
         with trace.span("build the dataset") as span, clock("dataset"):
-            dataset = build_dataset(spec.dataset, claim, run_id, test_set)
+            dataset = build_dataset(spec, claim, run_id, test_set)
             span.update(
                 output={"dataset": dataset.id, "path": dataset.path}, metadata=dataset.drops
             )
@@ -218,7 +219,8 @@ def _skipped(claim_id: str | None) -> State:
             f"of {settings.retrain_threshold}."
         )
         text += "".join(f" Claim {claim.id} is held by run {claim.owner}." for claim in held)
-    create_markdown_artifact(text, key="skipped")
+    with showing("skipped"):
+        create_markdown_artifact(text, key="skipped")
     return Completed(name="Skipped", message=text)
 
 

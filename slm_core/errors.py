@@ -42,7 +42,7 @@ A folder may have exceptions of its own as signals between its files; they never
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 
 class SlmError(Exception):
@@ -89,6 +89,23 @@ class ConfigError(SlmError):
 
 class MissingDependency(SlmError):
     """An optional package is not installed; the message holds the install line."""
+
+    @classmethod
+    def of_extra(cls, extra: str, what: str, error: ImportError | None = None) -> Self:
+        """Return the error of a package that an extra of this project brings.
+
+        Args:
+            extra: its name in pyproject.toml.
+            what: what needs which package, without a full stop.
+            error: of the import, where one failed.
+        """
+        said = f" ({error})" if error is not None else ""
+        return cls(f"{what}{said}. Run: {install_line(extra)}")
+
+
+def install_line(extra: str) -> str:
+    """Return the command that installs an extra, in the checkout; versions as they were tested."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
 class CaptureError(SlmError):

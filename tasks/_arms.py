@@ -37,9 +37,8 @@ def _open_student(spec: EvalSpec, adapter: Adapter | None, variant: Variant | No
     try:
         from slm_core.backends.local import LocalModel
     except ImportError as error:
-        raise MissingDependency(
-            f"A local model needs torch and transformers ({error}). "
-            "Install them: pip install 'slm-swap[train]'."
+        raise MissingDependency.of_extra(
+            "train", "A local model needs torch and transformers", error
         ) from error
     return LocalModel(
         spec.student_model,

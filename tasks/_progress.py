@@ -29,6 +29,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.context import FlowRunContext, TaskRunContext
 
 from slm_core.report.words import duration
+from tasks._artifacts import showing
 
 log = logging.getLogger(__name__)
 
@@ -181,21 +182,17 @@ class _Shown:
                 newest = self._newest
                 words = self._pace.words(newest[1], newest[2]) if newest else ""
             if newest is not None and newest != shown:
-                self._try(self._show_progress, newest, words)
+                with showing(f"progress of {self._what}"):
+                    self._show_progress(newest, words)
                 shown = newest
             if self._page is not None and (last or updates % _PAGE_EVERY == 0):
-                self._try(self._show_page)
+                with showing(f"page of {self._what}"):
+                    self._show_page(self._page)
             updates += 1
             if last:
                 return
             pause = max(_LEAST_PAUSE_SECONDS, _PAUSE_SHARE * (time.monotonic() - began))
             self._ended.wait(pause)
-
-    def _try(self, show: Callable[..., None], *arguments: object) -> None:
-        try:
-            show(*arguments)
-        except Exception as error:
-            log.warning("progress not shown what=%s error=%s", self._what, type(error).__name__)
 
     def _show_progress(self, newest: tuple[int, int, str], words: str) -> None:
         done, total, _ = newest
@@ -207,14 +204,11 @@ class _Shown:
             made = create_progress_artifact(share, description=said)
             self._ids["progress"] = cast("UUID", made)
 
-    def _show_page(self) -> None:
-        assert self._page is not None
-        text = self._page.render()
+    def _show_page(self, page: LivePage) -> None:
+        text = page.render()
         if "page" in self._ids:
             with get_client(sync_client=True) as client:
                 client.update_artifact(self._ids["page"], ArtifactUpdate(data=text))
         else:
-            made = create_markdown_artifact(
-                text, key=self._page.key, description=self._page.description
-            )
+            made = create_markdown_artifact(text, key=page.key, description=page.description)
             self._ids["page"] = cast("UUID", made)

@@ -15,7 +15,7 @@ from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 
-from slm_core.errors import SlmError
+from slm_core.errors import SlmError, StoreError
 from slm_core.settings import Settings
 from slm_core.tracing import RunTrace, check_langfuse, push_pending
 from slm_core.training.orders import OrderBook
@@ -119,9 +119,15 @@ def traced(name: str, run_id: str, **metadata: Any) -> Iterator[RunTrace]:
 
 
 def _send_spans(store: Store) -> None:
-    config = current_settings().langfuse()
+    settings = current_settings()
+    config = settings.langfuse()
     if config.problems():
         return
-    result = push_pending(store.spans, config)
+    # Every run that ends sends the spans of all; the lock in their home lets one at a time.
+    try:
+        result = push_pending(store.spans, config, folder=settings.home)
+    except StoreError as error:  # must not hide how the run itself ended
+        log.warning("spans kept for later: %s", error.message)
+        return
     if not result.ok:
         log.warning("spans kept for later count=%d reason=%s", len(result.failed), result.reason)

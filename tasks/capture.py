@@ -6,9 +6,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from slm_core.capture import drain_spool
-from slm_core.dataset import drop_reason
+from slm_core.dataset import why_unusable
 from slm_core.errors import StoreError
-from slm_core.records import Call, Claim, ClaimState, IngestReport
+from slm_core.records import Claim, ClaimState, IngestReport
 from tasks._progress import progress
 from tasks._wiring import current_settings, opened_store, step
 from tasks.resuming import is_gone_for_good
@@ -23,7 +23,7 @@ def ingest_spool() -> IngestReport:
     settings = current_settings()
     with opened_store() as store, progress("ingest") as on_progress:
         report = drain_spool(
-            settings.spool_dir, store, usable=_why_unusable, on_progress=on_progress
+            settings.spool_dir, store, usable=why_unusable, on_progress=on_progress
         )
         # Also when nothing new came: an ingest that was killed may have left calls unclaimed.
         claims = store.claims.make(settings.retrain_threshold)
@@ -68,8 +68,3 @@ def finish_claim(claim: Claim, owner: str) -> None:
     """Mark a claim as trained on."""
     with opened_store() as store:
         store.claims.done(claim.id, owner)
-
-
-def _why_unusable(call: Call) -> str | None:
-    dropped = drop_reason(call)
-    return dropped[0].value if dropped else None

@@ -10,26 +10,30 @@ from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_table_artifact
 
-from slm_core.dataset import DatasetSpec, build
+from slm_core.dataset import build
 from slm_core.dataset.files import replace_file
-from slm_core.presets import TestSetSpec, TrainSpec
+from slm_core.presets import RetrainSpec, TestSetSpec, TrainSpec
 from slm_core.records import TRACKS, Call, Claim, ClaimState, Dataset, Example
+from tasks._artifacts import showing
 from tasks._progress import progress
 from tasks._wiring import current_settings, opened_store, run_folder, step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slm_core.dataset.berkeley import BerkeleyRows
+    from slm_core.store import Store
 
 log = logging.getLogger(__name__)
 
 
 @step("build the dataset")
-def build_dataset(spec: DatasetSpec, claim: Claim, run_id: str, keep_out: Path) -> Dataset:
+def build_dataset(spec: RetrainSpec, claim: Claim, run_id: str, keep_out: Path) -> Dataset:
     """Build the dataset of a run from its claim and all claims trained on before.
 
     A resumed run gets the dataset it began with, whatever was claimed since. ``keep_out`` is
-    the test set: its questions never train. Neither do the test rows of finished runs; a run
-    that failed froze nothing, or its claim would shrink with every try.
+    the test set: its questions never train. Neither do the test rows of finished runs, which
+    are test rows again.
     """
     begun = run_folder(run_id) / "dataset.json"
     with opened_store() as store:
@@ -39,15 +43,13 @@ def build_dataset(spec: DatasetSpec, claim: Claim, run_id: str, keep_out: Path) 
         calls: list[Call] = [
             call for one in (*done, claim) for call in store.calls.select(claim_id=one.id)
         ]
-        owners = {one.owner for one in done}
-        finished = {run.dataset_id for run in store.runs.list() if run.id in owners}
-        frozen = [one for one in store.datasets.frozen_tests() if one.id in finished]
         with progress("dataset") as on_progress:
             dataset = build(
                 calls,
-                spec,
+                spec.dataset,
                 current_settings().home / "datasets",
-                frozen=[keep_out, *frozen],
+                frozen=[keep_out, *_frozen(store)],
+                count_tokens=_count_tokens(spec),
                 on_progress=on_progress,
             )
         replace_file(begun, dataset.model_dump_json())
@@ -58,8 +60,9 @@ def build_dataset(spec: DatasetSpec, claim: Claim, run_id: str, keep_out: Path) 
 def find_dataset(spec: TrainSpec, dataset_id: str | None, run_id: str) -> Dataset:
     """Return the dataset that a training run learns from.
 
-    It is the one of that id or, without an id, what ``spec.rows_from`` says. A resumed run gets
-    the one that it began with.
+    It is the one of that id or, without an id, what ``spec.rows_from`` says. In one that is
+    built here no test row of a finished retraining trains. A resumed run gets the one that it
+    began with.
     """
     begun = run_folder(run_id) / "dataset.json"
     with opened_store() as store:
@@ -74,10 +77,36 @@ def find_dataset(spec: TrainSpec, dataset_id: str | None, run_id: str) -> Datase
             calls = _hermes(spec) if spec.rows_from == "hermes" else list(store.calls.select())
             folder = current_settings().home / "datasets"
             with progress("dataset") as on_progress:
-                dataset = build(calls, spec.dataset, folder, on_progress=on_progress)
+                dataset = build(
+                    calls,
+                    spec.dataset,
+                    folder,
+                    frozen=_frozen(store),
+                    count_tokens=_count_tokens(spec),
+                    on_progress=on_progress,
+                )
         dataset = store.datasets.save(dataset)
         replace_file(begun, dataset.model_dump_json())
         return dataset
+
+
+def _frozen(store: Store) -> list[Dataset]:
+    """Return the datasets of finished retrainings, oldest first: their test rows never train.
+
+    A run that failed froze nothing, or its claim would have fewer rows to train on with every try.
+    """
+    owners = {one.owner for one in store.claims.list(ClaimState.DONE)}
+    finished = {run.dataset_id for run in store.runs.list() if run.id in owners}
+    return [one for one in store.datasets.frozen_tests() if one.id in finished]
+
+
+def _count_tokens(spec: RetrainSpec | TrainSpec) -> Callable[[Example], int] | None:
+    """Return what counts an example's tokens, where the plan asks for it: a tokenizer is slow."""
+    if spec.dataset.max_tokens is None:
+        return None
+    from slm_core.backends.token_lengths import token_counter
+
+    return token_counter(spec.training.base_model, spec.training.cep)
 
 
 def _hermes(spec: TrainSpec) -> list[Call]:
@@ -124,14 +153,11 @@ def _berkeley(source: str, folder: Path) -> Path:
     reasons = Counter(one.reason.value for one in rows.left_out)
     replace_file(_left_out_file(path), json.dumps(reasons))
     log.info("berkeley rows read used=%d left_out=%d", len(rows.examples), len(rows.left_out))
-    try:
+    with showing("berkeley rows"):
         what = "our own sample, not the leaderboard" if source == "sample" else source
         create_table_artifact(
             _berkeley_table(rows), key="berkeley-rows", description=f"Rows of {what}"
         )
-    except Exception as error:
-        # The test set is written; not showing what it lacks undoes nothing.
-        log.warning("berkeley rows not shown error=%s", type(error).__name__)
     return path
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from pathlib import Path
 
+from slm_core.errors import DatasetError, LeakFound, RecordNotFound
 from slm_core.evaluation import evaluate
 from slm_core.presets import EvalSpec
 from slm_core.records import Adapter, ArmName, Comparison, Evaluation, Metric, utc_now
@@ -13,6 +15,8 @@ from tasks._arms import named_arm
 from tasks._progress import progress
 from tasks._wiring import opened_store, step
 from tasks.fan_out import answer_in_shards
+
+log = logging.getLogger(__name__)
 
 
 @step("evaluate the arms")
@@ -27,10 +31,15 @@ def evaluate_arms(
     """Score the named arms; answers that ``out_dir`` already holds are not asked for again.
 
     Each arm becomes a span of ``trace`` with its scores.
+
+    Raises:
+        LeakFound: the adapter learned from a question or conversation of ``test_set``.
     """
     from slm_core.dataset.test_sets import gold_id, read_test_set
 
     cases = read_test_set(test_set)
+    if adapter is not None and "adapter" in names:
+        _refuse_leak(adapter, test_set)
     arms = [named_arm(name, spec, adapter) for name in names]
     if spec.shards > 1:
         answer_in_shards(spec, names, test_set, adapter, out_dir)
@@ -60,6 +69,30 @@ def evaluate_arms(
         began = ended[arm.name]
     with opened_store() as store:
         return store.evaluations.save(evaluation)
+
+
+def _refuse_leak(adapter: Adapter, test_set: Path) -> None:
+    """Raise LeakFound where the adapter is to be scored on what it learned.
+
+    Adapters outlive the datasets that they learned from, and come from other machines. Where the
+    dataset cannot be read, the log says that nothing was compared.
+    """
+    from slm_core.dataset.leaks import check_leaks
+
+    try:
+        with opened_store() as store:
+            dataset = store.datasets.get(adapter.dataset_id)
+        # Near duplicates may be wanted: the dataset's own plan, which said so, is not stored.
+        check_leaks(dataset.path, [test_set], near_duplicates="ignore")
+    except LeakFound:
+        raise
+    except (RecordNotFound, DatasetError) as error:
+        log.warning(
+            "test set not compared with training rows adapter=%s dataset=%s error=%s",
+            adapter.id,
+            adapter.dataset_id,
+            type(error).__name__,
+        )
 
 
 @step("compare the approaches")

@@ -102,9 +102,10 @@ def _task_runner(spec: EvalSpec, workers: int) -> DaskTaskRunner:
     try:
         from prefect_dask.task_runners import DaskTaskRunner
     except ImportError as error:
-        raise MissingDependency(
-            f"An evaluation in {spec.shards} shards needs Dask ({error}). Install it: "
-            "pip install -c constraints.txt 'slm-swap[fanout]', or set shards=1."
+        raise MissingDependency.of_extra(
+            "fanout",
+            f"An evaluation in {spec.shards} shards needs prefect-dask; shards=1 does not",
+            error,
         ) from error
     if (address := current_settings().dask_scheduler) is not None:
         return DaskTaskRunner(address=address)

@@ -12,6 +12,7 @@ from slm_core.health import HealthSpec
 from slm_core.records import Gpu, Health, HealthCheck, HealthReport
 from slm_core.records.health import worst
 from slm_core.system.durable import replace_file
+from tasks._artifacts import showing
 from tasks._events import announce_sick
 from tasks._progress import progress
 from tasks._wiring import current_settings, step
@@ -47,11 +48,8 @@ def check_gpus(
             announce_sick(check.gpu, check.message, check=check.name)
     if not gpus:
         _keep(report, settings.gpu_report)
-    try:
+    with showing("health"):
         _show(report)
-    except Exception as error:
-        # A dashboard that is away for a moment must not change what is known of the GPUs.
-        log.warning("health not shown in the dashboard error=%s", type(error).__name__)
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from prefect.artifacts import (
@@ -15,20 +14,16 @@ from prefect.artifacts import (
 from slm_core.records import Comparison
 from slm_core.report import ReportInput, ReportPaths, ReportSpec, arms_table, write_report
 from slm_core.report.approaches import ComparisonPaths, comparison_table, write_comparison
+from tasks._artifacts import showing
 from tasks._wiring import step
-
-log = logging.getLogger(__name__)
 
 
 @step("publish the report")
 def publish_report(report: ReportInput, out_dir: Path, spec: ReportSpec) -> ReportPaths:
     """Write the report and show it in the run: text, table of arms, plots, link to the page."""
     paths = write_report(report, out_dir, spec)
-    try:
+    with showing("report"):
         _show(report, paths)
-    except Exception as error:
-        # The files are written and the adapter may be live: not showing them undoes neither.
-        log.warning("report not shown in the dashboard error=%s", type(error).__name__)
     return paths
 
 
@@ -36,11 +31,8 @@ def publish_report(report: ReportInput, out_dir: Path, spec: ReportSpec) -> Repo
 def publish_comparison(comparison: Comparison, out_dir: Path) -> ComparisonPaths:
     """Write the comparison and show it in the run: text, table, plot, link to the numbers."""
     paths = write_comparison(comparison, out_dir)
-    try:
+    with showing("comparison"):
         _show_comparison(comparison, paths)
-    except Exception as error:
-        # The files are written; not showing them undoes nothing.
-        log.warning("comparison not shown in the dashboard error=%s", type(error).__name__)
     return paths
 
 

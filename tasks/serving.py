@@ -6,7 +6,7 @@ import logging
 
 from slm_core.dataset import read_split
 from slm_core.records import Adapter, Dataset, Decision, Route, Stage, Track
-from slm_core.serving import promote
+from slm_core.serving import measured_tracks, promote
 from tasks._wiring import opened_store, step
 
 log = logging.getLogger(__name__)
@@ -20,13 +20,21 @@ def promote_adapter(
 ) -> list[Route]:
     """Put the adapter on the route of every agent it was trained for: live, or as candidate.
 
+    A track that no test row was of stays with the teacher, and so does everything where the
+    decision was about another arm.
     Where a route went live after this run's dataset was built, the adapter stays a candidate:
     it has not been compared with what answers there now.
     """
+    if decision.adapter_id != adapter.id:
+        log.warning("decision is not about adapter=%s: no route", adapter.id)
+        return []
+    measured = measured_tracks(decision)
+    for track in set(adapter.tracks) - measured:
+        log.warning("track not measured, so no route adapter=%s track=%s", adapter.id, track)
     agents: set[tuple[str, Track]] = {
         (row.tags["agent_name"], row.track)
         for row in read_split(dataset.path, "train")
-        if row.track in adapter.tracks
+        if row.track in measured.intersection(adapter.tracks)
     }
     routes: list[Route] = []
     with opened_store() as store:

@@ -32,7 +32,6 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 
-from slm_core.errors import DiskFull
 from slm_core.records import utc_now
 from slm_core.status import (
     FlowRunNow,
@@ -49,6 +48,7 @@ from slm_core.status import (
     headline,
     to_markdown,
 )
+from tasks._artifacts import showing
 from tasks._wiring import current_settings, opened_store, step
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def gather_status(operations: Operations) -> Status:
     status = gather(look, operations)
     try:
         StatusFiles(settings.home).write(status)
-    except (DiskFull, OSError) as error:
+    except OSError as error:
         # The full disk is itself what is to be told of.
         log.warning("status not written home=%s error=%s", settings.home, error)
     return status
@@ -106,11 +106,8 @@ def show_in_dashboard(status: Status) -> None:
     """Publish the status as an artifact that names the page."""
     page = StatusFiles(current_settings().home).page
     text = f"{to_markdown(status)}\nThe same as a page on {status.host}: `{page}`\n"
-    try:
+    with showing("status"):
         create_markdown_artifact(text, key="status", description=headline(concerns(status)))
-    except Exception as error:
-        # The page is written and the news is still to be sent.
-        log.warning("status not shown in the dashboard error=%s", type(error).__name__)
 
 
 def _running(client: SyncPrefectClient) -> tuple[FlowRunNow, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Sequence
@@ -18,11 +17,10 @@ from slm_core.training.base_model import check_base_model as check
 from slm_core.training.base_model import wants_gpus
 from slm_core.training.doctor import Doctor
 from slm_core.training.recorded import train_recorded
+from tasks._artifacts import showing
 from tasks._live_training import LiveTrainingPage
 from tasks._progress import OnProgress, progress
 from tasks._wiring import current_settings, opened_store, order_book, run_folder, step
-
-log = logging.getLogger(__name__)
 
 _stopping = threading.Event()
 
@@ -97,11 +95,8 @@ def show_trainings(adapters: Sequence[Adapter], dataset: Dataset) -> None:
     with opened_store() as store:
         runs = {run.adapter_id: run for run in store.runs.list()}
     page = training_markdown([(adapter, runs.get(adapter.id)) for adapter in adapters], dataset)
-    try:
+    with showing("training"):
         create_markdown_artifact(page, key="training", description="What was trained, and how")
-    except Exception as error:
-        # The adapters are stored; not showing them undoes nothing.
-        log.warning("training not shown error=%s", type(error).__name__)
 
 
 @step("find the adapter")
@@ -145,10 +140,7 @@ def _show_attempts(attempts: tuple[Attempt, ...]) -> None:
     """Show the attempts as a table, each with its plan and the reason for it."""
     if not attempts:
         return
-    try:
+    with showing("attempts"):
         create_table_artifact(
             attempt_rows(attempts), key="attempts", description="Every attempt, and why"
         )
-    except BaseException as error:
-        # Called while a signal may be unwinding the run: what it does, it does once.
-        log.warning("attempts not shown error=%s", type(error).__name__)

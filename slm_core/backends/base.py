@@ -36,6 +36,9 @@ class Completion(NamedTuple):
     cost_nanousd: int | None = None
     error: str | None = None
     """Set when the backend failed on this request; ``text`` is then empty."""
+    permanent: bool = False
+    """With ``error``: the request itself was refused, so asking it again fails alike, and the
+    backend is up."""
 
 
 @runtime_checkable

@@ -1,8 +1,8 @@
 """A model of this process: a base model, with or without a LoRA adapter. Imports torch.
 
 Answers are greedy and repeatable: the same list of requests gives the same answers on every
-run. What it refuses: weights that are not what the folder claims, an adapter made for
-another base model, and a prompt that is not the one the adapter was trained on.
+run. What it refuses: weights that are not what the folder claims or that lack a tensor, an
+adapter made for another base model, and a prompt that is not the one the adapter was trained on.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from slm_core.backends.adapter_folder import read_adapter
 from slm_core.backends.base import WINDOW_BATCHES, Completion, Request
 from slm_core.backends.decoding import decode_greedily
+from slm_core.backends.loading import device_of, load_base, load_tokenizer
 from slm_core.backends.model_folder import check_model_folder, locate_model
 from slm_core.backends.text_stream import StopText, TextStream
 from slm_core.errors import BackendError, ConfigError, ModelError, PromptMismatch, PromptTooLong
@@ -63,6 +62,7 @@ class LocalModel:
         Raises:
             ModelError: a folder is incomplete, or not what it claims to be; or the adapter
                 was made for other base weights.
+            MissingDependency: a hub id without huggingface_hub.
             PromptMismatch: the adapter was trained with another template or prefix.
             ConfigError: a GPU is asked for where none is, or ``batch_size`` is below 1.
         """
@@ -72,7 +72,7 @@ class LocalModel:
             torch.set_num_threads(threads)
         folder = locate_model(str(model_path))
         base_sha256 = check_model_folder(folder)
-        self._renderer = Renderer(_load_tokenizer(folder), prefix)
+        self._renderer = Renderer(load_tokenizer(folder), prefix)
         self._batch_size = batch_size
         self._usd_per_hour = usd_per_hour
         self._name = Path(model_path).name
@@ -81,7 +81,9 @@ class LocalModel:
             adapter = read_adapter(Path(adapter_path))
             _check_fit(adapter, base_sha256, self._renderer.prompt_hash)
             self._name += f"+{adapter.id}"
-        self._network = _load(folder, _device(device), Path(adapter_path) if adapter_path else None)
+        self._network = _load(
+            folder, device_of(device), Path(adapter_path) if adapter_path else None
+        )
         learned = getattr(self._network.config, "max_position_embeddings", None)
         self._context = min(n for n in (max_context, learned, sys.maxsize) if n is not None)
         log.info("model loaded name=%s device=%s", self._name, self._network.device)
@@ -175,7 +177,9 @@ class LocalModel:
             try:
                 prompts[number] = self.prompt_ids(request)
             except PromptTooLong as error:
-                answers[number] = Completion("", "error", 0, 0, 0.0, error=str(error))
+                answers[number] = Completion(
+                    "", "error", 0, 0, 0.0, error=str(error), permanent=True
+                )
         # Neighbours in length share a batch, so that little of it is padding.
         order = sorted(prompts, key=lambda number: len(prompts[number]))
         for start in range(0, len(order), self._batch_size):
@@ -244,33 +248,17 @@ def _check_fit(adapter: Adapter, base_sha256: str, prompt_hash: str) -> None:
         )
 
 
-def _device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device='cuda', but torch sees no GPU; use device='auto' or 'cpu'.")
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
-
-
 def _load(folder: Path, device: torch.device, adapter_path: Path | None) -> Any:
-    transformers_logging.disable_progress_bar()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    try:
-        network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        if adapter_path is not None:
-            from peft import PeftModel
+    network = load_base(folder, dtype)
+    if adapter_path is not None:
+        from peft import PeftModel
 
+        try:
             adapted = PeftModel.from_pretrained(network, str(adapter_path))
             # In float32 a merge loses nothing that matters and saves two products per layer;
             # in bfloat16 it would round the update away.
             network = cast(Any, adapted).merge_and_unload() if dtype == torch.float32 else adapted
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"The model in {folder} cannot be loaded: {error}") from error
-    return cast(Any, network).to(device).eval()
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"The adapter in {adapter_path} cannot be loaded: {error}") from error
+    return network.to(device).eval()

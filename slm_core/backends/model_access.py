@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from slm_core.backends.model_folder import is_hub_id
+from slm_core.backends.model_folder import check_hub_client, is_hub_id
 from slm_core.backends.model_hub import Found, Hub, ModelAccess, alternative, gib
 from slm_core.backends.model_memory import MemoryNeed, ModelShape, estimate_memory
 from slm_core.errors import ConfigError, ModelError
@@ -50,6 +50,7 @@ def check_access(
     Raises:
         ModelError: the folder does not exist or holds no whole model.
         ConfigError: with every problem, and what to do about each.
+        MissingDependency: ``model`` is a hub id, and huggingface_hub is not installed.
     """
     problems: list[str] = []
     if not is_hub_id(model):
@@ -107,6 +108,7 @@ def _parameters_in(file: Path) -> int:
 
 def _cached(model: str, cache_dir: Path | None) -> Path | None:
     """Return the folder of a whole copy in the hub's cache, or None."""
+    check_hub_client()
     from huggingface_hub import snapshot_download
 
     try:

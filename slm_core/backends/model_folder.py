@@ -11,7 +11,7 @@ import logging
 from functools import lru_cache
 from pathlib import Path
 
-from slm_core.errors import ModelError
+from slm_core.errors import MissingDependency, ModelError
 from slm_core.records import canonical_json, sha256_hex
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,14 @@ def locate_model(name: str) -> Path:
 
     Raises:
         ModelError: no such folder, and no such model on the hub or no way to reach it.
+        MissingDependency: it is a hub id, and huggingface_hub is not installed.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
     if not is_hub_id(name):
         raise ModelError(f"The model folder {name} does not exist; check base_model.")
+    check_hub_client()
     from huggingface_hub import snapshot_download
 
     try:
@@ -53,6 +55,20 @@ def locate_model(name: str) -> Path:
             f"({type(error).__name__}); give the path of a model folder.",
         ) from error
     return Path(found)
+
+
+def check_hub_client() -> None:
+    """Make sure that the hub can be asked: an installation without training may lack its client.
+
+    Raises:
+        MissingDependency: huggingface_hub is not installed.
+    """
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency.of_extra(
+            "hub", "Models of the Hugging Face hub need huggingface_hub", error
+        ) from error
 
 
 def check_model_folder(path: Path) -> str:

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from slm_core.backends.model_folder import HUB_FILES
+from slm_core.backends.model_folder import HUB_FILES, check_hub_client
 from slm_core.backends.model_memory import GIB, MemoryEstimate
 from slm_core.records import Record
 
@@ -71,6 +71,12 @@ class Hub:
         endpoint: str | None,
         shape_wanted: bool,
     ) -> None:
+        """Prepare to ask; nothing is sent yet.
+
+        Raises:
+            MissingDependency: huggingface_hub is not installed.
+        """
+        check_hub_client()
         from huggingface_hub import HfApi, constants, get_token
 
         self._model = model

@@ -1,19 +1,22 @@
 """A model behind an OpenAI-compatible or Azure OpenAI endpoint, asked at temperature 0.
 
-Rate limits, server errors and timeouts are retried with backoff by the ``openai`` client;
-what still fails is that row's error. A wrong key, address or model would fail every row
-alike, so it raises at once and names the setting to check.
+Reasoning models refuse a temperature and ``max_tokens``; once the server says so, requests go
+without the one, and with ``max_completion_tokens`` for the other. Rate limits, server errors
+and timeouts are retried with backoff by the ``openai`` client; what still fails is that row's
+error. A wrong key, address or model would fail every row alike, so it raises at once and names
+the setting to check.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from slm_core.backends.base import Completion, Request
 from slm_core.errors import BackendUnavailable, ConfigError, SlmError
@@ -23,6 +26,10 @@ from slm_core.records import Message, ToolUse
 log = logging.getLogger(__name__)
 
 _SHORTEST_SECRET = 8
+_UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
+_REFUSED_STATUS = (400, 413, 422)
+"""HTTP statuses of a server that is up, and will never take this request: malformed, too long,
+against a content filter."""
 
 FailureKind = Literal["key", "address", "model", "unreachable", "busy", "row"]
 
@@ -54,6 +61,25 @@ FAILURES: dict[str, FailureKind] = {
 }
 """Foreign exception class to what it means, by name: the ``openai`` package has changed its
 HTTP library between versions. The nearest base class that is listed counts."""
+
+
+class Wording(NamedTuple):
+    """How a request says what not every model lets it say."""
+
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    temperature: bool = True
+    """Whether it says temperature 0."""
+
+    def fields(self, max_tokens: int) -> dict[str, Any]:
+        """Return the fields of the request."""
+        fields: dict[str, Any] = {self.limit: max_tokens}
+        return fields | {"temperature": 0} if self.temperature else fields
+
+    def without(self, refused: str | None) -> Wording:
+        """Return the wording that also avoids the field ``refused``, if there is one."""
+        if refused == "max_tokens":
+            return self._replace(limit="max_completion_tokens")
+        return self._replace(temperature=False) if refused == "temperature" else self
 
 
 class OpenAiBackend:
@@ -119,6 +145,8 @@ class OpenAiBackend:
         self._secret = api_key if len(api_key) >= _SHORTEST_SECRET else None
         self._price = usd_per_million
         self._concurrency = concurrency
+        self._wording = Wording()
+        self._wording_lock = threading.Lock()
 
     @property
     def model(self) -> str:
@@ -162,7 +190,6 @@ class OpenAiBackend:
         self._client.close()
 
     def _ask(self, request: Request, max_tokens: int) -> Completion:
-        began = time.monotonic()
         options: dict[str, Any] = {}
         if request.tools:
             options["tools"] = [
@@ -170,22 +197,49 @@ class OpenAiBackend:
                 for tool in request.tools
             ]
             options["tool_choice"] = "auto" if request.native_tools else "none"
-        try:
-            response = self._client.chat.completions.create(
-                model=self._model,
-                messages=_messages(request.prompt),  # type: ignore[arg-type]
-                temperature=0,
-                max_tokens=max_tokens,
-                **options,
-            )
-        except Exception as error:
-            return self._failed(error, time.monotonic() - began)
+        while True:
+            wording, began = self._wording, time.monotonic()
+            try:
+                response = self._client.chat.completions.create(
+                    model=self._model,
+                    messages=_messages(request.prompt),  # type: ignore[arg-type]
+                    **wording.fields(max_tokens),
+                    **options,
+                )
+                break
+            except Exception as error:
+                if not self._reworded(wording, error):
+                    return self._failed(error, time.monotonic() - began)
         try:
             return self._answer(response, time.monotonic() - began)
         except (AttributeError, TypeError) as error:
             # The client builds its objects from whatever came, without checking.
             reason = f"The server's answer is no chat completion ({self._shown(error)})."
             return Completion("", "error", 0, 0, time.monotonic() - began, error=reason)
+
+    def _reworded(self, sent: Wording, error: Exception) -> bool:
+        """Return whether what was ``sent`` is worth sending again in other words.
+
+        It says yes at most once for each field: a field that was not sent cannot be avoided.
+        """
+        refused = _unsupported_field(error)
+        if sent.without(refused) == sent:
+            return False
+        # Other threads were refused at the same time; one of them tells.
+        with self._wording_lock:
+            wording = self._wording.without(refused)
+            news, self._wording = wording != self._wording, wording
+        if news and refused == "temperature":
+            log.warning(
+                "model takes no temperature: its answers are not deterministic model=%s",
+                self._model,
+            )
+        elif news:
+            log.warning(
+                "model takes max_completion_tokens: its reasoning counts in the limit model=%s",
+                self._model,
+            )
+        return True
 
     def _answer(self, response: Any, seconds: float) -> Completion:
         usage = response.usage
@@ -216,7 +270,8 @@ class OpenAiBackend:
                 f"Check {self._setting(kind)}.",
                 model=self._model,
             ) from self._tellable(error)
-        answer = Completion("", "error", 0, 0, seconds, error=self._shown(error))
+        refused = kind == "row" and getattr(error, "status_code", None) in _REFUSED_STATUS
+        answer = Completion("", "error", 0, 0, seconds, error=self._shown(error), permanent=refused)
         log.warning("request failed model=%s kind=%s seconds=%.1f", self._model, kind, seconds)
         if kind == "unreachable":
             raise _Unreachable(answer, error)
@@ -271,6 +326,17 @@ def failure_kind(error: BaseException) -> FailureKind | None:
     # The client wraps what its HTTP library raised, and the cause says more.
     classes = [*type(error.__cause__).__mro__, *type(error).__mro__]
     return next((FAILURES[c.__name__] for c in classes if c.__name__ in FAILURES), None)
+
+
+def _unsupported_field(error: Exception) -> str | None:
+    """Return the field that the model does not take at all, or not with this value.
+
+    Not one whose value is out of range: a limit above the model's own stays an error.
+    """
+    if getattr(error, "status_code", None) != 400:
+        return None
+    code = getattr(error, "code", None)
+    return getattr(error, "param", None) if code in _UNSUPPORTED else None
 
 
 def _messages(prompt: Iterable[Message]) -> list[dict[str, Any]]:

@@ -3,6 +3,5 @@
 from slm_core.capture.drain import drain_spool
 from slm_core.capture.spec import CaptureSpec
 from slm_core.capture.tracer import WorkflowTracer
-from slm_core.capture.usability import usable
 
-__all__ = ["CaptureSpec", "WorkflowTracer", "drain_spool", "usable"]
+__all__ = ["CaptureSpec", "WorkflowTracer", "drain_spool"]

@@ -24,7 +24,6 @@ from pydantic import ValidationError
 from slm_core.capture.encoding import decode
 from slm_core.capture.imports import read_line
 from slm_core.capture.segment import SUFFIX, read_frames, take_over, torn_bytes
-from slm_core.capture.usability import usable
 from slm_core.errors import CaptureError, StoreError, StoreUnavailable
 from slm_core.records import Call, IngestReport, Quarantined
 
@@ -51,15 +50,17 @@ def drain_spool(
     spool_dir: Path | str,
     store: Store,
     *,
-    usable: Callable[[Call], str | None] = usable,
+    usable: Callable[[Call], str | None],
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> IngestReport:
     """Move every captured call of ``spool_dir`` into ``store`` and return the counts.
 
     Reads the segments of all processes, living ones too, and then the files ``*.jsonl`` that
     others put there (write under another name, then rename); these go to ``done/`` afterwards.
-    One drain runs at a time; a second one waits for the first. ``usable`` decides which calls
-    count as usable; ``on_progress`` is told (files done, files in all, file name).
+    One drain runs at a time; a second one waits for the first. ``usable`` returns why a call may
+    not train, or None; the store keeps what it says for good, so give the filter that datasets
+    are built with, ``slm_core.dataset.why_unusable``. ``on_progress`` is told (files done, files
+    in all, file name).
 
     Raises:
         StoreUnavailable: the database does not answer. Nothing is lost; drain again.

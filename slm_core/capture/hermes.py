@@ -1,4 +1,4 @@
-"""Writes calls as Hermes-format JSONL (the ShareGPT form with a ``tools`` column)."""
+"""Writes captured calls as JSON lines in the Hermes function-calling format."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slm_core.prompting.formats import dump_json, render_completion
+from slm_core.prompting.hermes import hermes_conversation
+from slm_core.prompting.parse import track_of
 from slm_core.records import Call, DropReason, Message
 
 FILE_NAME = "training.jsonl"
-_SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "tool"}
 
 
 class TrainingFile(NamedTuple):
@@ -30,9 +31,8 @@ def write_hermes(
 ) -> TrainingFile:
     """Write one row per usable call to ``out_dir / "training.jsonl"``, whole or not at all.
 
-    A row is ``{"id", "conversations": [{"from", "value"}], "tools"}``: speakers are ``system``,
-    ``human``, ``gpt`` and ``tool``, and ``tools`` is a JSON list as text. Native tool calls are
-    written in the ``toolcall`` format.
+    A row is that of ``hermes_conversation``: calls in the answers, native or in the tag of our
+    ``toolcall`` track, are written as Hermes does.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / FILE_NAME
@@ -56,19 +56,8 @@ def write_hermes(
 
 
 def _row(call: Call) -> str:
+    track = track_of(call)
     answer = Message(role="assistant", content=call.response or "", tool_calls=call.tool_calls)
-    return dump_json(
-        {
-            "id": call.id,
-            "conversations": [
-                {"from": _SPEAKERS[turn.role], "value": _text(turn)}
-                for turn in (*call.messages, answer)
-            ],
-            "tools": dump_json([tool.model_dump(mode="json") for tool in call.tools]),
-        }
-    )
-
-
-def _text(turn: Message) -> str:
-    calls = render_completion("toolcall", turn.tool_calls) if turn.tool_calls else ""
-    return "\n".join(part for part in (turn.content, calls) if part)
+    if track == "structured" and len(call.tool_calls) == 1:  # the track's answer is JSON as text
+        answer = Message(role="assistant", content=render_completion(track, call.tool_calls))
+    return dump_json(hermes_conversation(call.id, call.messages, call.tools, answer, track))

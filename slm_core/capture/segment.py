@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
+from slm_core.system.locks import try_lock
+
 SUFFIX = ".seg"
 _MAGIC = b"SLM-SPOOL-0001\r\n"
 START = len(_MAGIC)
@@ -168,9 +170,7 @@ def take_over(path: Path) -> int | None:
         FileNotFoundError: another drainer has finished and removed it.
     """
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(file):
         os.close(file)
         return None
     return file

@@ -9,7 +9,6 @@ outlive its container.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import secrets
@@ -23,12 +22,12 @@ from pathlib import Path
 from slm_core.capture.segment import START, SUFFIX, Segment, frame_bytes
 from slm_core.capture.spec import OnFull
 from slm_core.errors import CaptureError
+from slm_core.system.durable import is_full_disk
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.25
 """Pause between attempts to open a segment while that fails: no file work per call."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM = "spool is full"
 _TOO_LARGE = "larger than the whole spool"
 _DISK_FULL = "disk is full"
@@ -179,7 +178,7 @@ class Spool:
                 self._segment = Segment(self.folder / name, size)
                 trouble = None
         except OSError as error:
-            trouble = _DISK_FULL if error.errno in _FULL else _NOT_WRITABLE
+            trouble = _DISK_FULL if is_full_disk(error) else _NOT_WRITABLE
             detail = str(error)
         if trouble is not None:
             self._blocked_until = now + RETRY_SECONDS

@@ -32,7 +32,6 @@ from slm_core.capture.redact import Redactor
 from slm_core.capture.scope import current_scope, enter_scope
 from slm_core.capture.spec import CaptureSpec
 from slm_core.capture.spool import NotStored, Spool
-from slm_core.capture.usability import usable
 from slm_core.capture.wire import read_answer, read_content, read_messages, read_tools
 from slm_core.errors import CaptureError
 from slm_core.records import TRACKS, Call, Track
@@ -221,14 +220,15 @@ class WorkflowTracer:
         self,
         out_dir: Path | str,
         *,
+        usable: Callable[[Call], str | None],
         agent_name: str | None = None,
-        usable: Callable[[Call], str | None] = usable,
     ) -> TrainingFile:
         """Write the usable calls captured so far as Hermes-format JSONL; say what was left out.
 
-        Drains the spool into the store first, so that the calls of every process count. The
-        file is plain data for any trainer. The frozen dataset with splits, on which SLM Swap
-        itself trains, is made from the same calls by the dataset stage.
+        Drains the spool into the store first, so that the calls of every process count.
+        ``usable`` is as in ``drain_spool``: ``slm_core.dataset.why_unusable``. The file is plain
+        data for any trainer. The frozen dataset with splits, on which SLM Swap itself trains,
+        is made from the same calls by the dataset stage.
 
         Raises:
             StoreError: the database cannot be used.

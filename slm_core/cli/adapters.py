@@ -18,7 +18,8 @@ from slm_core.cli.terminal import (
     show_table,
     warn,
 )
-from slm_core.records import Stage, Track
+from slm_core.records import Adapter, Stage, Track, TrafficLimits
+from slm_core.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Trained adapters.")
 
@@ -99,16 +100,16 @@ def promote(
     this way already, and its traffic must bear the next step out: by the limits that a canary was
     given, or those of the retraining's plan.
     """
-    from slm_core.presets import RETRAIN_PRESETS
     from slm_core.serving import evidence_for, limits_of, require_evidence
     from slm_core.serving import promote as promote_adapter
 
-    with opened_store(load_settings()) as store:
+    settings = load_settings()
+    with opened_store(settings) as store:
         adapter = store.adapters.get(adapter_id)
         decisions = store.decisions.of_adapter(adapter_id)
         now = store.routes.find(agent, track, adapter_id)
         limits = limits_of(store, now) if now is not None and now.stage is Stage.CANARY else None
-        limits = limits or RETRAIN_PRESETS["nano"].promotion.limits
+        limits = limits or _planned_limits(settings, adapter)
         steps = {Stage.SHADOW, Stage.CANARY} - {to}
         if now is not None and now.stage in steps and override is None:
             require_evidence(now, to, evidence_for(store, now, to, limits))
@@ -132,6 +133,17 @@ def promote(
         show_json(route)
     else:
         typer.echo(f"{agent}/{track}: {adapter_id} is {route.stage}.")
+
+
+def _planned_limits(settings: Settings, adapter: Adapter) -> TrafficLimits:
+    """Return the limits of the plan that the adapter's retraining had; else the default ones."""
+    from slm_core.presets import RETRAIN_PRESETS, RetrainSpec
+    from slm_core.training.orders import OrderBook
+
+    order = OrderBook(settings.home / "runs").find(adapter.run_id)
+    if order is None or order.flow != "retrain":
+        return RETRAIN_PRESETS["nano"].promotion.limits
+    return RetrainSpec.model_validate(order.spec).promotion.limits
 
 
 app.command()(merge)

@@ -10,7 +10,7 @@ import typer
 from slm_core.cli.opening import load_settings, opened_store
 from slm_core.cli.terminal import JsonFlag, moment, progress, show_facts, show_json, show_table
 from slm_core.errors import ConfigError, RecordNotFound
-from slm_core.records import Call, CallStats
+from slm_core.records import CallStats
 
 app = typer.Typer(no_args_is_help=True, help="Captured calls.")
 
@@ -46,12 +46,13 @@ def drain(as_json: JsonFlag = False) -> None:
     Says what was stored, which calls may not become training examples, and why.
     """
     from slm_core.capture import drain_spool
+    from slm_core.dataset import why_unusable
 
     settings = load_settings()
     with opened_store(settings, create=True) as store:
         with progress("Draining") as on_progress:
             report = drain_spool(
-                settings.spool_dir, store, usable=_why_unusable, on_progress=on_progress
+                settings.spool_dir, store, usable=why_unusable, on_progress=on_progress
             )
         in_quarantine = store.quarantine.counts()
     if as_json:
@@ -99,13 +100,14 @@ def export(
     agent: Annotated[str | None, typer.Option(help="Calls of this agent only.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Drain the spool, then write every usable call as Hermes-format JSON Lines."""
+    """Drain the spool, then write each usable call as a line of Hermes function-calling JSON."""
     from slm_core.capture import WorkflowTracer
+    from slm_core.dataset import why_unusable
 
     settings = load_settings()
     with WorkflowTracer(spool_dir=settings.spool_dir, database_url=settings.database_url) as tracer:
         try:
-            file = tracer.generate_training_dataset(out, agent_name=agent, usable=_why_unusable)
+            file = tracer.generate_training_dataset(out, agent_name=agent, usable=why_unusable)
         except OSError as error:
             raise ConfigError(f"{out} cannot be written: {error}") from error
     if as_json:
@@ -113,14 +115,6 @@ def export(
         return
     left_out = {f"left out: {reason}": str(n) for reason, n in file.left_out.items()}
     show_facts({"file": str(file.path), "rows": f"{file.rows} of {file.calls} calls", **left_out})
-
-
-def _why_unusable(call: Call) -> str | None:
-    """Return the first objection of the whole filter that datasets are built with."""
-    from slm_core.dataset import drop_reason
-
-    dropped = drop_reason(call)
-    return dropped[0].value if dropped else None
 
 
 def _stats_row(one: CallStats) -> tuple[str, ...]:

@@ -63,10 +63,10 @@ def _share(route: Route) -> str:
 
 
 def _traffic(store: Store, route: Route) -> tuple[GateResult, GateResult]:
-    from slm_core.serving.evidence import disagreement_gate, fall_back_gate
+    from slm_core.serving.evidence import disagreement_gate, fall_back_gate, limits_of
 
     counts = store.traffic.totals(route, version=route.version)
-    limits = TrafficLimits()
+    limits = limits_of(store, route) or TrafficLimits()
     role = "shadow" if route.stage is Stage.SHADOW else "answer"
     return (
         fall_back_gate(route, counts, role, limits, limits.min_answers),

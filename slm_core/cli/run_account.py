@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
 from slm_core.errors import ConfigError, RecordNotFound
 from slm_core.records import Attempt, Claim, Record, RunState, TrainingRun
 from slm_core.training.orders import Order, OrderBook
@@ -29,8 +27,6 @@ State = Literal[
 """``crashed``: it says that it runs, and nobody is at work on it. ``elsewhere``: the same, but it
 was last taken up on another machine, which cannot be seen from here. ``unfinished``: an
 evaluation without a report; whether it still runs only Prefect knows."""
-
-_TAIL_BYTES = 65_536
 
 
 class PartAccount(Record):
@@ -213,20 +209,10 @@ def _part(run_id: str, runs: Path, record: TrainingRun | None) -> PartAccount:
 
 def _progress(events: Path) -> tuple[int, int | None, float | None]:
     """Return step, steps in all and seconds left, by the last whole line of the events."""
-    from slm_core.training.events import StepEvent
+    from slm_core.training.events import read_last
 
-    if not events.is_file():
-        return 0, None, None
-    with events.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        try:
-            event = StepEvent.model_validate_json(line)
-        except ValidationError:  # being written, or cut by the seek
-            continue
-        return event.step, event.total_steps, event.eta_seconds
-    return 0, None, None
+    event = read_last(events)
+    return (event.step, event.total_steps, event.eta_seconds) if event else (0, None, None)
 
 
 def _evaluations(runs: Path) -> list[Path]:

@@ -28,6 +28,7 @@ def push(as_json: JsonFlag = False) -> None:
             result = push_pending(
                 store.spans,
                 config,
+                folder=settings.home,
                 on_progress=lambda done, _, what: show_progress(done, waiting, what),
             )
         left = store.spans.counts()["pending"]

@@ -56,8 +56,9 @@ def build(
         calls: Captured calls; each becomes a row or a drop.
         spec: Filters and split.
         out_dir: Parent folder; the dataset's own folder is named after its content.
-        frozen: Earlier datasets (records or folders) and test-set files. Calls that repeat a
-            question or conversation of their test rows are kept out of this dataset.
+        frozen: Earlier datasets (records or folders) and test-set files. A row that an earlier
+            dataset tested on is a test row again, and counts toward ``spec.test_fraction``.
+            Other calls that repeat a question or conversation of their test rows are dropped.
         count_tokens: Length of an example in tokens, prompt and completion together.
         on_progress: Told (done, total, what); total is 0 when ``calls`` has no length.
 
@@ -75,11 +76,11 @@ def build(
         )
     sources = [read_frozen(source) for source in frozen]
     examples, drops = _filter(calls, spec, count_tokens, on_progress)
-    examples, repeated = _keep_out(examples, sources, spec)
+    examples, repeated, tested = _keep_out(examples, sources, spec)
     examples, surplus = dedupe(examples)
     drops += repeated + surplus
     _require(len(examples), spec, drops)
-    splits, unasked = split_examples(examples, spec)
+    splits, unasked = split_examples(examples, spec, tested)
     drops = sorted(drops + unasked, key=lambda drop: (drop.call_id, drop.reason, drop.detail))
     prove_no_leak(splits, sources, spec.near_duplicates)
     dataset = _write(splits, drops, spec, out_dir, sources, count_tokens)
@@ -130,24 +131,39 @@ def _outside(
 
 def _keep_out(
     examples: list[Example], sources: Sequence[Frozen], spec: DatasetSpec
-) -> tuple[list[Example], list[Drop]]:
-    """Drop what repeats a question or conversation of a frozen test row."""
-    kept = examples
-    drops: list[Drop] = []
+) -> tuple[list[Example], list[Drop], set[str]]:
+    """Drop what repeats a question or conversation of a frozen test row, but not such a row.
+
+    Returns the examples left, the drops, and the ids of those left that were test rows before.
+    """
+    files = [row for source in sources if not source.of_dataset for row in source.examples]
+    rows = [row for source in sources if source.of_dataset for row in source.examples]
+    in_file = KnownRows(files, spec.near_duplicates)
+    in_dataset = KnownRows(rows, spec.near_duplicates)
+    # By conversation too: the same row of another one would tie that one to the test split.
+    tested = {(row.id, row.conversation_id) for row in rows}
+    sources_of: dict[str, str] = {}
     for source in sources:
-        known = KnownRows(source.examples, spec.near_duplicates)
-        found = [(example, known.leak(example)) for example in kept]
-        drops += [
+        for row in source.examples:
+            sources_of.setdefault(row.id, source.id)
+    kept: list[Example] = []
+    drops: list[Drop] = []
+    again: set[str] = set()
+    for example in examples:
+        is_tested = (example.id, example.conversation_id) in tested
+        leak = in_file.leak(example) or (None if is_tested else in_dataset.leak(example))
+        if leak is None:
+            kept.append(example)
+            again |= {example.id} if is_tested else set()
+            continue
+        drops.append(
             Drop(
                 call_id=example.source_call_id or example.id,
                 reason=DropReason.FROZEN_TEST,
-                detail=f"same {leak.key} as {leak.other} of {source.id}",
+                detail=f"same {leak.key} as {leak.other} of {sources_of[leak.other]}",
             )
-            for example, leak in found
-            if leak
-        ]
-        kept = [example for example, leak in found if leak is None]
-    return kept, drops
+        )
+    return kept, drops, again
 
 
 def _require(have: int, spec: DatasetSpec, drops: Sequence[Drop]) -> None:

@@ -14,6 +14,9 @@ def dedupe(examples: Iterable[Example]) -> tuple[list[Example], list[Drop]]:
 
     Where answers differ, the one given most often stays; on a tie the teacher contradicts
     itself and none stays. The outcome does not depend on the order of ``examples``.
+
+    Only ``examples`` vote. The store hands an answer to one claim only, and once, however often
+    it was captured: in a retraining, answers that differ are a tie.
     """
     questions: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for example in examples:
@@ -39,7 +42,7 @@ def _settle(asked: list[Example]) -> tuple[list[Example], list[Drop]]:
     drops: list[Drop] = []
     for given in answers.values():
         if tie or len(given) < votes[0]:
-            detail = f"{len(votes)} answers, given {spread} times"
+            detail = f"{len(votes)} answers, in {spread} of the calls read"
             drops += [_drop(example, DropReason.CONFLICT, detail) for example in given]
             continue
         kept.append(given[0])

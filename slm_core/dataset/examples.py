@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from slm_core.dataset.schemas import Objection, object_to_calls, object_to_tools
-from slm_core.errors import DatasetError
 from slm_core.prompting.formats import render_completion
-from slm_core.prompting.parse import infer_track, parse_output
+from slm_core.prompting.parse import parse_output, track_of
 from slm_core.records import (
     Call,
     DropReason,
@@ -40,25 +39,21 @@ def drop_reason(call: Call) -> tuple[DropReason, str] | None:
     return answer if isinstance(answer, Objection) else None
 
 
-def to_example(call: Call) -> Example:
-    """Return the example made from ``call``, its completion in the track's canonical form.
+def why_unusable(call: Call) -> str | None:
+    """Return the reason of ``drop_reason`` as text; None when ``call`` is usable.
 
-    The id depends on question and answer alone: the same conversation text gives the same id.
-
-    Raises:
-        DatasetError: ``drop_reason(call)`` is not None.
+    This is the one meaning of "usable": the store keeps it with each call, and claims count it.
     """
-    example = examine(call)
-    if isinstance(example, Objection):
-        raise DatasetError(
-            f"Call {call.id} cannot become an example: {example.reason}. "
-            "Ask drop_reason first and record the drop."
-        )
-    return example
+    dropped = drop_reason(call)
+    return dropped[0].value if dropped else None
 
 
 def examine(call: Call) -> Example | Objection:
-    """Return the example made from ``call``, or the objection to it."""
+    """Return the example made from ``call``, or the objection to it.
+
+    The completion is in the track's canonical form. The id depends on question and answer
+    alone: the same conversation text gives the same id.
+    """
     answer = _read(call)
     if isinstance(answer, Objection):
         return answer
@@ -113,7 +108,7 @@ def _object_to_call(call: Call) -> Objection | None:
 def _parse(call: Call) -> Answer | Objection:
     """Read the response strictly; native tool calls take the way through the canonical text."""
     text = call.response or ""
-    track = call.track or ("toolcall" if call.tool_calls else infer_track(text))
+    track = track_of(call)
     if track is None:
         return Objection(DropReason.NO_TRACK, "neither declared nor recognised")
     if call.tool_calls:

@@ -105,9 +105,8 @@ def _load(
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise MissingDependency(
-            "Loading sets from the hub needs the package datasets. Run: "
-            "pip install -c constraints.txt -e '.[hub]'"
+        raise MissingDependency.of_extra(
+            "hub", "Loading sets from the hub needs the package datasets", error
         ) from error
     cache = None if cache_dir is None else str(cache_dir)
     try:

@@ -1,6 +1,7 @@
 """The proof that no held-out row was trained on.
 
-``build`` runs it on its own result; tasks run it on any pair of test set and dataset.
+``build`` runs it on its own result, with every test set that it was told to keep out. An
+evaluation runs it on the test set and the dataset that the adapter learned from.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Frozen(NamedTuple):
 
     id: str
     examples: list[Example]
+    of_dataset: bool
+    """The test split of an earlier dataset, whose rows may be test rows again; not a file."""
 
 
 class Leak(NamedTuple):
@@ -62,8 +65,8 @@ def read_frozen(source: Path | str | Dataset) -> Frozen:
     path = Path(source.path if isinstance(source, Dataset) else source)
     if path.is_file():
         examples = read_test_set(path)
-        return Frozen(gold_id(examples), examples)
-    return Frozen(read_dataset(path).id, read_split(path, "test"))
+        return Frozen(gold_id(examples), examples, of_dataset=False)
+    return Frozen(read_dataset(path).id, read_split(path, "test"), of_dataset=True)
 
 
 def check_leaks(
@@ -72,10 +75,7 @@ def check_leaks(
     *,
     near_duplicates: NearDuplicates = "together",
 ) -> None:
-    """Check that no held-out row occurs in what the dataset trains on.
-
-    ``val`` is compared with ``train``; ``test`` and the test rows of every ``frozen`` source
-    (a dataset or a test-set file) are compared with ``train`` and ``val``.
+    """Check that no held-out row occurs in what the dataset on disk trains on.
 
     Raises:
         LeakFound: names the rows and what they share.
@@ -90,7 +90,14 @@ def check_leaks(
 def prove_no_leak(
     splits: dict[Split, list[Example]], frozen: Sequence[Frozen], near_duplicates: NearDuplicates
 ) -> None:
-    """Raise LeakFound if a held-out row shares a question or conversation with a seen one."""
+    """Check that no held-out row shares a question or conversation with a seen one.
+
+    ``val`` is compared with ``train``; ``test`` and the rows of every ``frozen`` source are
+    compared with ``train`` and ``val``.
+
+    Raises:
+        LeakFound: names the rows and what they share.
+    """
     trained = KnownRows(splits["train"], near_duplicates)
     seen = KnownRows([*splits["train"], *splits["val"]], near_duplicates)
     tested = [*splits["test"], *(row for source in frozen for row in source.examples)]

@@ -24,7 +24,8 @@ class DatasetSpec(BaseModel):
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows that only watch training."""
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the rows that are frozen for evaluation. What is left, trains."""
+    """Share of the rows that are frozen for evaluation, those that earlier datasets froze among
+    them. What is left, trains."""
     min_split_rows: int = Field(default=5, ge=1)
     """Rows that each track should have in ``val`` and in ``test``, as far as ``train`` stays
     the largest of the three."""
@@ -38,7 +39,8 @@ class DatasetSpec(BaseModel):
     count as one question: they share a split, and may not repeat a frozen test row.
     ``ignore``: only equal prompts do; for workloads where every user turn is the same."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Longest example, prompt and completion together; needs ``count_tokens`` in ``build``."""
+    """Longest example, prompt and answer together, in tokens of the base model that is trained.
+    Longer ones are left out and counted, before the split. None leaves that to the training."""
     export_prefix: Variant | None = None
     """Context prefix written into ``prompt_completion/``, which other trainers read. The rows
     themselves never hold one: the renderer adds it."""

@@ -3,13 +3,16 @@
 A group is everything tied together by a shared conversation or question; it never straddles
 two splits. Groups are ordered by track and tool and dealt out along that order, each to the
 split that is furthest behind its share, so that every split gets its part of each tool.
+
+What an earlier dataset tested on is a test row again and counts toward the share of ``test``,
+or the rows to train on would stop growing: each dataset would freeze its share of what is left.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from slm_core.dataset.questions import same_question_keys
@@ -30,20 +33,29 @@ class Group(NamedTuple):
     order: str
     """Seeded hash of the content: the shuffle within a stratum, and the tie-break."""
     examples: tuple[Example, ...]
+    frozen: bool = False
+    """Holds a row that an earlier dataset tested on: it goes to ``test`` and nowhere else."""
 
     def rows(self, track: Track) -> int:
         """Return how many rows of ``track`` the group holds."""
         return sum(example.track == track for example in self.examples)
 
 
-def split_examples(examples: Sequence[Example], spec: DatasetSpec) -> tuple[Splits, list[Drop]]:
+def split_examples(
+    examples: Sequence[Example], spec: DatasetSpec, tested: Collection[str] = ()
+) -> tuple[Splits, list[Drop]]:
     """Return the examples of each split, and drops for those beyond ``spec.rows``.
+
+    Args:
+        examples: Of different ids.
+        spec: Shares or sizes, and what ties rows together.
+        tested: Ids of the examples that earlier datasets tested on.
 
     Raises:
         DatasetError: the groups are too few to fill all three splits.
         NotEnoughCalls: a split has fewer rows than ``spec.rows`` asks for.
     """
-    groups = group_examples(examples, spec.near_duplicates, spec.seed)
+    groups = group_examples(examples, spec.near_duplicates, spec.seed, tested)
     dealt = _deal(groups, spec.fractions)
     for track in TRACKS:
         _top_up(dealt, track, spec.min_split_rows)
@@ -68,9 +80,15 @@ def split_examples(examples: Sequence[Example], spec: DatasetSpec) -> tuple[Spli
 
 
 def group_examples(
-    examples: Sequence[Example], near_duplicates: NearDuplicates, seed: int
+    examples: Sequence[Example],
+    near_duplicates: NearDuplicates,
+    seed: int,
+    tested: Collection[str] = (),
 ) -> list[Group]:
-    """Return the examples in groups that share no conversation and no question."""
+    """Return the examples in groups that share no conversation and no question.
+
+    A group with one of the ids ``tested`` is frozen.
+    """
     parent = list(range(len(examples)))
 
     def root(index: int) -> int:
@@ -86,14 +104,16 @@ def group_examples(
     members: dict[int, list[Example]] = defaultdict(list)
     for index, example in enumerate(examples):
         members[root(index)].append(example)
-    return sorted((_group(found, seed) for found in members.values()), key=_position)
+    return sorted((_group(found, seed, tested) for found in members.values()), key=_position)
 
 
-def _group(examples: list[Example], seed: int) -> Group:
+def _group(examples: list[Example], seed: int, tested: Collection[str] = ()) -> Group:
     examples = sorted(examples, key=lambda e: e.id)
     tracks = sorted({e.track for e in examples})
     tools = sorted({call.name for e in examples for call in e.calls})
-    return Group((*tracks, *tools), sha256_hex(f"{seed} {examples[0].id}"), tuple(examples))
+    order = sha256_hex(f"{seed} {examples[0].id}")
+    frozen = any(e.id in tested for e in examples)
+    return Group((*tracks, *tools), order, tuple(examples), frozen)
 
 
 def _position(group: Group) -> tuple[tuple[str, ...], str]:
@@ -103,14 +123,50 @@ def _position(group: Group) -> tuple[tuple[str, ...], str]:
 def _deal(groups: Sequence[Group], fractions: dict[Split, float]) -> dict[Split, list[Group]]:
     dealt: dict[Split, list[Group]] = {split: [] for split in SPLITS}
     owed = dict.fromkeys(SPLITS, 0.0)
+    shares = _shares(groups, fractions)
     for group in groups:
+        if group.frozen:
+            dealt["test"].append(group)
+            continue
         size = len(group.examples)
         for split in SPLITS:
-            owed[split] += fractions[split] * size
+            owed[split] += shares[group.stratum][split] * size
         chosen = max(SPLITS, key=lambda split: owed[split])
         owed[chosen] -= size
         dealt[chosen].append(group)
     return dealt
+
+
+def _shares(
+    groups: Sequence[Group], fractions: dict[Split, float]
+) -> dict[tuple[str, ...], dict[Split, float]]:
+    """Return, for each stratum, how its groups that are not frozen are shared out.
+
+    ``test`` gets what it lacks beside the frozen rows, from the strata that lack some.
+    """
+    frozen, free = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    for group in groups:
+        (frozen if group.frozen else free)[group.stratum] += len(group.examples)
+    if not frozen:
+        return dict.fromkeys(free, fractions)
+    lacks = {
+        stratum: fractions["test"] * (free[stratum] + frozen[stratum]) - frozen[stratum]
+        for stratum in sorted(free.keys() | frozen.keys())
+    }
+    # Strata with too many test rows make up for those with too few. Without that, each dataset
+    # would test on more than its share, for no stratum gives a row back.
+    asked = sum(max(0.0, lack) for lack in lacks.values())
+    granted = max(0.0, sum(lacks.values())) / asked if asked else 0.0
+    shares: dict[tuple[str, ...], dict[Split, float]] = {}
+    for stratum, rows in free.items():
+        test = granted * max(0.0, lacks[stratum]) / rows
+        rest = (1 - test) / (fractions["train"] + fractions["val"])
+        shares[stratum] = {
+            "train": fractions["train"] * rest,
+            "val": fractions["val"] * rest,
+            "test": test,
+        }
+    return shares
 
 
 def _top_up(dealt: dict[Split, list[Group]], track: Track, minimum: int) -> None:
@@ -142,7 +198,8 @@ def _fill(dealt: dict[Split, list[Group]], wanted: dict[Split, int]) -> None:
 
     for short in SPLITS:
         for split in SPLITS:
-            for group in sorted(dealt[split], key=lambda g: (len(g.examples), g.order)):
+            free = [group for group in dealt[split] if not group.frozen]
+            for group in sorted(free, key=lambda g: (len(g.examples), g.order)):
                 if spare(short) >= 0 or len(group.examples) > spare(split):
                     break
                 dealt[split].remove(group)

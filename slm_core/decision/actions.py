@@ -37,7 +37,8 @@ def next_actions(
 
 def _overall(evaluation: Evaluation, spec: DecisionSpec, outcome: Outcome) -> Iterator[str]:
     if outcome == "SUCCESS":
-        which = evaluation.adapter_id or f"the {spec.candidate}"
+        adapter = evaluation.adapter_id if spec.candidate == "adapter" else None
+        which = adapter or f"the {spec.candidate}"
         yield f"Promote {which}: shadow first, then canary, then live."
     elif not any(arm.arm == spec.candidate for arm in evaluation.arms):
         what = "Train an adapter and evaluate it" if spec.candidate == "adapter" else "Evaluate it"

@@ -55,7 +55,8 @@ def decide(
     return Decision(
         id=content_id("decision", content),
         evaluation_id=evaluation.id,
-        adapter_id=evaluation.adapter_id,
+        # Of another arm it says nothing about the adapter that was scored beside it.
+        adapter_id=evaluation.adapter_id if spec.candidate == "adapter" else None,
         outcome=outcome,
         gates=gates,
         next_actions=next_actions(evaluation, spec, outcome, findings),

@@ -59,6 +59,13 @@ class Case(NamedTuple):
         )
         return found.difference if found else None
 
+    def failed_requests(self, arm: ArmName) -> tuple[int, int]:
+        """Return on how many of its rows the server of ``arm`` failed; 0 of 0 if it did not run."""
+        found = self.evaluation.arm(self.track, arm)
+        if found is None:
+            return 0, 0
+        return found.errors, max((metric.n for metric in found.metrics.values()), default=0)
+
     def split_domains(self) -> tuple[list[DomainScore], list[DomainScore]]:
         """Return the domains with enough rows to be judged, and the thin ones."""
         least = self.spec.min_domain_rows

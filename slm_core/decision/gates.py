@@ -20,7 +20,7 @@ from slm_core.decision.judging import (
     too_few_domains,
     verdict_on,
 )
-from slm_core.records import Verdict
+from slm_core.records import Metric, Verdict
 
 Gate = Callable[[Case], Finding | None]
 """None: the gate does not apply to this track or is left out by the spec."""
@@ -29,18 +29,18 @@ Gate = Callable[[Case], Finding | None]
 def not_worse_than_teacher(case: Case) -> Finding:
     """Non-inferiority on the headline F1, paired."""
     asked = _against_teacher(case, "not_worse_than_teacher", -case.spec.max_deficit)
-    return judge(asked._replace(required=True), case.difference())
+    return _compare(asked._replace(required=True), case.difference())
 
 
 def no_loss_in_production(case: Case) -> Finding:
     """The stricter form for full traffic: no loss at all against the teacher, paired."""
-    return judge(_against_teacher(case, "no_loss_in_production", 0.0), case.difference())
+    return _compare(_against_teacher(case, "no_loss_in_production", 0.0), case.difference())
 
 
 def beats_teacher(case: Case) -> Finding:
     """The target of prefix training: better than the teacher, beyond chance."""
     asked = _against_teacher(case, "beats_teacher", 0.0)
-    return judge(asked._replace(strict=True), case.difference())
+    return _compare(asked._replace(strict=True), case.difference())
 
 
 def valid(case: Case) -> Finding | None:
@@ -87,7 +87,7 @@ def baseline_gap(case: Case) -> Finding:
     what = f"teacher minus student on {NAMES[case.track].f1}"
     asked = Question(case, "baseline_gap", what, case.spec.baseline_gap, strict=True)
     found = case.difference("student")
-    return judge(asked, scaled(found, -1.0) if found else None)
+    return _compare(asked, scaled(found, -1.0) if found else None)
 
 
 def scale_up(case: Case) -> Finding:
@@ -99,19 +99,18 @@ def scale_up(case: Case) -> Finding:
     found = case.difference()
     if found is None or score is None or score.value <= 0:
         return judge(asked, None)
-    return judge(asked, scaled(found, 1 / score.value, shift=1.0))
+    return _compare(asked, scaled(found, 1 / score.value, shift=1.0))
 
 
 def backend_errors(case: Case) -> Finding:
     """Rows on which the candidate's server failed; a plain share, for it says what happened."""
     limit = case.spec.max_errors
     asked = Question(case, "backend_errors", "share of failed requests", limit, required=True)
-    arm = case.candidate
-    rows = max((metric.n for metric in arm.metrics.values()), default=0) if arm else 0
-    if arm is None or rows == 0:
+    failed, rows = case.failed_requests(case.spec.candidate)
+    if rows == 0:
         return judge(asked, None)
-    share = arm.errors / rows
-    reason = f"{arm.errors} of {rows} requests failed; at most {limit:.1%} may"
+    share = failed / rows
+    reason = f"{failed} of {rows} requests failed; at most {limit:.1%} may"
     return answer(asked, "pass" if share <= limit else "fail", share, rows, reason)
 
 
@@ -168,6 +167,20 @@ GATES: tuple[Gate, ...] = (
 def _against_teacher(case: Case, gate: str, threshold: float) -> Question:
     what = f"{case.spec.candidate} minus teacher on {NAMES[case.track].f1}"
     return Question(case, gate, what, threshold)
+
+
+def _compare(asked: Question, difference: Metric | None) -> Finding:
+    """Judge a difference from the teacher, unless its own server failed too often.
+
+    A row that the teacher could not answer counts as a miss of the teacher's: with enough of them
+    any candidate is better.
+    """
+    failed, rows = asked.case.failed_requests("teacher")
+    if rows and failed / rows > asked.case.spec.max_errors:
+        limit = f"at most {asked.case.spec.max_errors:.1%} may"
+        reason = f"{failed} of {rows} requests to the teacher failed, {limit}: it is no measure"
+        return answer(asked, "inconclusive", None, rows, reason)
+    return judge(asked, difference)
 
 
 def _score(

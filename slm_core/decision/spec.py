@@ -49,8 +49,8 @@ class DecisionSpec(BaseModel):
     name_match: Share | None = Field(default=0.80, ge=0, le=1)
     """Right tool, ``toolcall`` only."""
     max_errors: Share = Field(default=0.01, ge=0, le=1)
-    """Share of the candidate's rows on which the backend failed. Beyond it the scores tell
-    about the server, not about the model."""
+    """Share of rows on which the server failed. Beyond it the scores tell about the server, not
+    about the model: a candidate fails, and a teacher is no measure."""
 
     baseline_gap: Share = Field(default=0.0, ge=0, le=1)
     """How far the bare student must be below the teacher before fine-tuning is advised. The

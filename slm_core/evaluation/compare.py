@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from slm_core.evaluation.intervals import Floats, percentile_difference
+from slm_core.evaluation.intervals import Floats, cluster_sums, percentile_difference
 from slm_core.evaluation.metrics import (
     RATES,
     SCORES,
@@ -30,7 +31,9 @@ class Side(NamedTuple):
 def paired_differences(track: Track, a: Side, b: Side) -> list[PairedDifference]:
     """Return a minus b for every metric of the track.
 
-    Rates of rows also carry McNemar's exact p and the rows that only one arm got right.
+    Rates of rows also carry an exact p and the rows that only one arm got right. The p is
+    McNemar's; where conversations hold several rows, it is that of ``sign_flip_exact``, for
+    McNemar's test takes rows as independent.
 
     Raises:
         EvaluationError: the arms were not run on the same cases.
@@ -52,6 +55,11 @@ def paired_differences(track: Track, a: Side, b: Side) -> list[PairedDifference]
         )
         yes_a, yes_b = (getattr(as_totals(side.table.columns), part) for side in (a, b))
         a_only, b_only = int(np.sum(yes_a > yes_b)), int(np.sum(yes_b > yes_a))
+        if clusters == len(a.table.case_ids):
+            p = mcnemar_exact(a_only, b_only)
+        else:
+            surplus = cluster_sums((yes_a - yes_b)[:, None], a.table.clusters)[:, 0]
+            p = sign_flip_exact([round(rows) for rows in surplus])
         found.append(
             PairedDifference(
                 track=track,
@@ -59,7 +67,7 @@ def paired_differences(track: Track, a: Side, b: Side) -> list[PairedDifference]
                 a=a.arm,
                 b=b.arm,
                 difference=difference,
-                mcnemar_p=mcnemar_exact(a_only, b_only),
+                mcnemar_p=p,
                 a_only=a_only,
                 b_only=b_only,
             )
@@ -85,6 +93,31 @@ def mcnemar_exact(a_only: int, b_only: int) -> float:
         term = term * (n - i) // (i + 1)
         tail += term
     return min(1.0, 2 * tail / 2**n)
+
+
+def sign_flip_exact(surplus: Sequence[int]) -> float:
+    """Return the exact two-sided p of a test that takes conversations as independent, not rows.
+
+    If the arms are equal, a conversation could as well have gone the other way round: every
+    number of ``surplus`` is as likely with the other sign. The p is the share of all such
+    choices whose sum is at least as far from 0 as the sum found. With one row a conversation
+    that is McNemar's exact test.
+
+    Fisher, R. A. (1935), The Design of Experiments, section 21, on the sum that Durkalski,
+    V. L. et al. (2003), Statistics in Medicine 22, 2417-2428, use for clustered pairs.
+
+    Args:
+        surplus: by conversation, rows that only the first arm got right minus rows that only
+            the second did.
+    """
+    sizes = [abs(rows) for rows in surplus if rows]
+    reach = sum(sizes)
+    chances = np.zeros(2 * reach + 1)  # of each sum from -reach to reach
+    chances[reach] = 1.0
+    for size in sizes:
+        chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
+    found = abs(sum(surplus))
+    return min(1.0, float(chances[np.abs(np.arange(-reach, reach + 1)) >= found].sum()))
 
 
 def _rate(totals: Totals, part: str, whole: str) -> Floats:

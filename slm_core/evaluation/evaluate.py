@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slm_core.errors import EvaluationError
-from slm_core.evaluation.outputs import Arm, Output, collect
+from slm_core.evaluation.outputs import Arm, Output, collect, require_an_answer
 from slm_core.evaluation.scoring import check_gold, score_row, score_unparsed
 from slm_core.evaluation.shards import outputs_file
 from slm_core.evaluation.spec import EvaluationSpec
@@ -53,6 +53,7 @@ def evaluate(
     Raises:
         EvaluationError: no cases or arms, repeated ids, or gold that fails its own scorer.
         BackendUnavailable: a backend is down; call again to go on.
+        BackendError: a backend refused every case; to ask again would change nothing.
     """
     _check(cases, arms)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,7 @@ def evaluate(
             give_up_after=spec.give_up_after,
             on_output=count,
         )
+        require_an_answer(arm, outputs)
         results[arm.name] = [
             _case_result(arm.name, case, output)
             for case, output in zip(cases, outputs, strict=True)

@@ -1,4 +1,4 @@
-"""95 % intervals: Wilson for rates, a seeded cluster bootstrap for everything else.
+"""95 % intervals: Wilson for independent rows, a seeded cluster bootstrap for all else.
 
 Rows of one conversation are not independent, so the bootstrap resamples conversations. Where
 all resamples agree it has nothing to say (10 of 10 right is not certainty); a Wilson interval

@@ -1,9 +1,10 @@
 """Metrics of one arm on one track, each with n and a 95 % interval.
 
-Rates are shares of rows and carry Wilson intervals. Precision, recall and F1 are micro
-(counts summed over rows first); ``macro_`` is the mean of the rows' F1. They carry a
-bootstrap over conversations. A row that could not be read stays in every n: its gold is
-missed, and it predicts nothing, so read precision beside recall.
+Rates are shares of rows and carry Wilson intervals; where conversations hold several rows, a
+bootstrap over conversations widens them. Precision, recall and F1 are micro (counts summed
+over rows first); ``macro_`` is the mean of the rows' F1. They always carry that bootstrap. A
+row that could not be read stays in every n: its gold is missed, and it predicts nothing, so
+read precision beside recall.
 
 ``parsed`` rows are well-formed answers of the track: calls, or the refusal. The over-call
 rate is the share of no-call rows whose output makes a call, or tries to; it asks what the
@@ -26,7 +27,7 @@ from slm_core.evaluation.intervals import (
     wilson,
 )
 from slm_core.prompting.formats import NO_CALL_JSON, NO_CALL_TEXT
-from slm_core.records import CaseResult, DomainScore, FailureClass, Metric, Track, View
+from slm_core.records import CaseResult, DomainScore, FailureClass, Interval, Metric, Track, View
 
 _NO_CALL = (NO_CALL_TEXT, NO_CALL_JSON)
 _SAYS_NOTHING = (FailureClass.EMPTY, FailureClass.ERROR)
@@ -194,13 +195,32 @@ def measure(track: Track, table: Table, draws: Totals) -> dict[str, Metric]:
         count = int(getattr(totals, whole))
         if count:
             rate = float(getattr(totals, part)) / count
-            low, high = wilson(rate, count)
+            low, high = _rate_interval(rate, count, table, draws, (part, whole))
             found[name] = Metric(value=rate, n=count, low=low, high=high)
     for name, formula in SCORES[track].items():
         value = float(formula(totals))
         low, high = percentile(formula(draws), value, clusters)
         found[name] = Metric(value=value, n=n, low=low, high=high)
     return found
+
+
+def _rate_interval(rate: float, count: int, table: Table, draws: Totals, names: Rate) -> Interval:
+    """Return the interval of a rate of ``count`` rows, which need not be independent.
+
+    Where conversations hold several of them, it also covers the bootstrap over conversations.
+    """
+    rows = wilson(rate, count)
+    part, whole = names
+    counted = getattr(as_totals(table.columns), whole) > 0
+    clusters = len({name for name, counts in zip(table.clusters, counted, strict=True) if counts})
+    if clusters == count:
+        return rows
+    wholes = getattr(draws, whole)
+    drawn = wholes > 0  # a resample may hold no row that this rate is about
+    together = percentile(getattr(draws, part)[drawn] / wholes[drawn], rate, clusters)
+    # A percentile interval is too short where few conversations differ, as near 0 and 1: what
+    # rows have in common may only widen an interval.
+    return Interval(min(rows.low, together.low), max(rows.high, together.high))
 
 
 def domain_scores(results: Sequence[CaseResult], *, seed: int, resamples: int) -> list[DomainScore]:

@@ -2,7 +2,9 @@
 
 One JSON line per answer. An answer is found again by what was asked: case, question, label of
 the model and token limit. A last line that was only half written is cut off. Errors are not
-saved: they are rows of this evaluation, and questions that the next one asks again.
+saved: they are rows of this evaluation, and questions that the next one asks again. A request
+that a backend refuses for good, such as a prompt too long for it, is such a row too, but no
+sign that the backend is down.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class Output(Record):
     seconds: float
     cost_nanousd: int | None
     error: str | None = None
+    permanent: bool = False
+    """With ``error``: asking again would fail alike."""
 
 
 def collect(
@@ -59,7 +63,8 @@ def collect(
     """Return the arm's output on each case, asking only for those that ``path`` lacks.
 
     Raises:
-        BackendUnavailable: no case was answered, or ``give_up_after`` in a row were not.
+        BackendUnavailable: no case was answered, or ``give_up_after`` in a row were not;
+            requests that were refused for good do not count.
         BackendError: the backend gave fewer answers than it was asked for.
     """
     keys = [_key(arm, case, max_tokens) for case in cases]
@@ -74,9 +79,29 @@ def collect(
                 saved[output.asked] = output
                 on_output()
     found = [saved[key] for key in keys]
-    if all(output.error is not None for output in found):
-        raise _down(arm, len(found), found[-1].error)
+    passing = [output for output in found if not output.permanent]
+    if passing and all(output.error is not None for output in passing):
+        raise _down(arm, len(passing), passing[-1].error)
     return found
+
+
+def require_an_answer(arm: Arm, outputs: Sequence[Output]) -> None:
+    """Check that the arm did not refuse every case for good.
+
+    This is asked of a whole evaluation, not of a shard, whose few cases may all be too long.
+
+    Raises:
+        BackendError: it did; the message quotes the last refusal.
+    """
+    if outputs and all(output.permanent for output in outputs):
+        raise BackendError(
+            f"The backend of arm {arm.name} refused all {len(outputs)} requests, the last with: "
+            f"{outputs[-1].error!r}. Asking again changes nothing. If the prompts are too long, "
+            "shorten them, offer fewer tools or take a model with a longer context; else change "
+            "what the server names, or take another model.",
+            model=arm.label,
+            refused=len(outputs),
+        )
 
 
 def _ask(
@@ -98,7 +123,7 @@ def _ask(
                     failed_in_a_row = 0
                     file.write(output.model_dump_json() + "\n")
                     file.flush()
-                else:
+                elif not output.permanent:
                     failed_in_a_row += 1
                     if failed_in_a_row == give_up_after:
                         raise _down(arm, failed_in_a_row, output.error)
@@ -133,6 +158,7 @@ def _output(key: str, case_id: str, completion: Completion) -> Output:
         seconds=completion.seconds,
         cost_nanousd=completion.cost_nanousd,
         error=None if completion.error is None else _storable(completion.error),
+        permanent=completion.error is not None and completion.permanent,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from slm_core.errors import install_line
 from slm_core.health import bounded
 from slm_core.health.child_output import how_it_hung
 from slm_core.health.findings import finding
@@ -48,7 +49,7 @@ def ask(host: HostPaths, *, in_container: bool, deadline_seconds: float) -> SmiA
         return SmiAnswer(_check(outcome, Health.UNKNOWN, said))
     said = (
         f"nvidia-smi lists {len(gpus)} GPUs. Memory errors and what the driver asks for were not "
-        "checked: pip install nvidia-ml-py."
+        f"checked: that needs nvidia-ml-py. Run: {install_line('train')}"
     )
     return SmiAnswer(_check(outcome, Health.WARN, said), gpus)
 

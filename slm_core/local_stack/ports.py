@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import tempfile
@@ -11,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from slm_core.errors import StackError
+from slm_core.system.locks import try_lock
 
 _TRIED = 20
 
@@ -56,9 +56,7 @@ class Reservations:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for port in _from(preferred):
             lock = (self._folder / str(port)).open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(lock.fileno()):
                 lock.close()
                 continue
             self._held.enter_context(lock)

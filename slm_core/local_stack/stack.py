@@ -7,7 +7,6 @@ configured) and one worker per pool. They outlive the command that starts them, 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shlex
 import signal
@@ -33,6 +32,7 @@ from slm_core.local_stack.processes import (
 )
 from slm_core.local_stack.state import StackState, write_private
 from slm_core.settings import Settings
+from slm_core.system.locks import try_lock
 
 PREFERRED_PORTS = {"postgres": 54329, "prefect": 4200, "teacher": 8801}
 DEPLOYED = ("prefect.yaml", "deployments", "flows", "tasks", "slm_core")
@@ -260,10 +260,8 @@ class LocalStack:
         """Keep a second `make up` or `make down` out, and read the state afresh."""
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StackError("Another `make up` or `make down` is at work.") from error
+            if not try_lock(lock.fileno()):
+                raise StackError("Another `make up` or `make down` is at work.")
             self._state = StackState.load(self._state_file)
             yield
 

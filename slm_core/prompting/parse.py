@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from slm_core.prompting.formats import NO_CALL_JSON, NO_CALL_TEXT
 from slm_core.prompting.json_text import JSON_SPACE, NotJson, decode_at
 from slm_core.prompting.lenient import is_hermes_body, read_leniently
-from slm_core.records import FailureClass, ToolUse, Track, View
+from slm_core.records import Call, FailureClass, ToolUse, Track, View
 
 _REFUSAL = json.loads(NO_CALL_JSON)
 _OPEN_TAG = re.compile(r'[ \t\r\n]*+<tool_call name="([A-Za-z0-9_.-]++)">[ \t\r\n]*+')
@@ -62,6 +62,13 @@ def infer_track(text: str) -> Track | None:
     if _read_strictly(text, "toolcall") is not None:
         return "toolcall"
     return None
+
+
+def track_of(call: Call) -> Track | None:
+    """Return the track of a call: declared, else read from its answer; None for free text."""
+    if call.track is not None:
+        return call.track
+    return "toolcall" if call.tool_calls else infer_track(call.response or "")
 
 
 def _read_strictly(text: str, track: Track) -> tuple[ToolUse, ...] | None:

@@ -12,7 +12,6 @@ from typing import Literal
 from slm_core.records import Record, content_id
 
 Variant = Literal["universal", "compact", "structured", "toolcall"]
-VARIANTS: tuple[Variant, ...] = ("universal", "compact", "structured", "toolcall")
 
 
 class ErrorPattern(StrEnum):

@@ -97,5 +97,6 @@ class Dataset(Record):
     """Reason to count."""
     spec_digest: str
     parent_test_ids: tuple[str, ...] = ()
-    """Datasets whose frozen test splits were kept out of this one's training rows."""
+    """Datasets and test sets whose rows were kept out of this one's training rows. The test rows
+    of the datasets are test rows again."""
     created_at: datetime = Field(default_factory=utc_now)

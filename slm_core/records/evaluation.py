@@ -128,7 +128,8 @@ class PairedDifference(Record):
     difference: Metric
     """a minus b, with the 95 % interval of a paired, clustered bootstrap."""
     mcnemar_p: float | None = None
-    """Exact two-sided McNemar p, for rates of right rows."""
+    """Exact two-sided McNemar p, for rates of right rows; where conversations hold several
+    rows, conversations and not rows are taken as independent."""
     a_only: int = 0
     b_only: int = 0
 

@@ -107,8 +107,8 @@ def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Ax
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependency(
-            "Drawing a PNG needs matplotlib. Install it: pip install 'slm-swap[report]'."
+        raise MissingDependency.of_extra(
+            "report", "Drawing a PNG needs matplotlib", error
         ) from error
 
     figure = Figure(figsize=(width * max(1, count), height), dpi=110, layout="constrained")

@@ -2,7 +2,7 @@
 
 from slm_core.serving.approval import carry_out, needs_person, request_approval
 from slm_core.serving.evidence import evidence_for, guard_routes, limits_of, require_evidence
-from slm_core.serving.promotion import promote, roll_back
+from slm_core.serving.promotion import measured_tracks, promote, roll_back
 from slm_core.serving.router import Answer, Router, ask
 from slm_core.serving.server import serve
 from slm_core.serving.spec import PromotionSpec, ServingSpec, TeacherSpec
@@ -18,6 +18,7 @@ __all__ = [
     "evidence_for",
     "guard_routes",
     "limits_of",
+    "measured_tracks",
     "needs_person",
     "promote",
     "request_approval",

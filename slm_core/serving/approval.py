@@ -76,11 +76,12 @@ def request_approval(
         return asked
     adapter = store.adapters.get(adapter_id) if adapter_id else _newest_candidate(store)
     decisions = store.decisions.of_adapter(adapter.id)
-    decision = check_decision(decisions[-1] if decisions else None, adapter)
-    assert decision is not None
+    routes = _routes(store, adapter, agent_name, track)
+    tracks: set[Track] = {of_track for _, of_track, _ in routes}
+    decision = check_decision(decisions[-1] if decisions else None, adapter, tracks)
     moves = [
         _plan(store, spec, adapter, agent, of_track, route, to_stage)
-        for agent, of_track, route in _routes(store, adapter, agent_name, track)
+        for agent, of_track, route in routes
     ]
     now = utc_now()
     return store.approvals.save(

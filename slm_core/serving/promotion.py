@@ -8,6 +8,7 @@ evaluation did not end in SUCCESS, unless somebody overrides it with a reason.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from slm_core.errors import IllegalPromotion
@@ -90,7 +91,7 @@ def promote(
     if route is not None and stage is to_stage and share in (None, route.share):
         return route
     if to_stage in _NEEDS_SUCCESS:
-        check_decision(decision, adapter, override_reason)
+        check_decision(decision, adapter, (track,), override_reason)
     success = decision is not None and decision.outcome == "SUCCESS"
     direct = to_stage is Stage.LIVE and stage in (None, Stage.CANDIDATE)
     if to_stage not in LEGAL_MOVES[stage] and not (direct and success and auto_approve):
@@ -207,9 +208,12 @@ def _succession(history: tuple[Promotion, ...]) -> list[str]:
 
 
 def check_decision(
-    decision: Decision | None, adapter: Adapter, override_reason: str | None = None
-) -> Decision | None:
-    """Return the decision, if it allows ``adapter`` to be asked anything.
+    decision: Decision | None,
+    adapter: Adapter,
+    tracks: Iterable[Track],
+    override_reason: str | None = None,
+) -> Decision:
+    """Return the decision, if it allows ``adapter`` to be asked anything on ``tracks``.
 
     Raises:
         IllegalPromotion: it does not, and nobody overrides it.
@@ -227,7 +231,18 @@ def check_decision(
             "give an override reason.",
             gates=tuple(dict.fromkeys(open_gates)),
         )
+    unmeasured = sorted(set(tracks) - measured_tracks(decision))
+    if unmeasured and not override_reason:
+        raise IllegalPromotion(
+            f"Decision {decision.id} says nothing about {' and '.join(unmeasured)}: no test row "
+            "was of that track. Evaluate it there, or give an override reason."
+        )
     return decision
+
+
+def measured_tracks(decision: Decision) -> set[Track]:
+    """Return the tracks that a decision has evidence of."""
+    return {gate.track for gate in decision.gates if gate.track is not None}
 
 
 def illegal_move(adapter_id: str, stage: Stage | None, to_stage: Stage) -> IllegalPromotion:
@@ -265,15 +280,21 @@ def move_route(
     """
     version = route.version if route else None
     share = share if to_stage is Stage.CANARY else None
-    move = {
+    content = {
         "agent_name": agent_name,
         "track": track,
         "adapter_id": adapter_id,
         "to_stage": to_stage,
         "decision_id": decision_id,
+        "version": version,
     }
     promotion = Promotion(
-        id=content_id("promotion", {**move, "version": version}),
+        id=content_id("promotion", content),
+        agent_name=agent_name,
+        track=track,
+        adapter_id=adapter_id,
+        to_stage=to_stage,
+        decision_id=decision_id,
         from_stage=route.stage if route else None,
         previous_adapter_id=previous if to_stage is Stage.LIVE else None,
         who=who,
@@ -281,7 +302,6 @@ def move_route(
         share=share,
         limits=limits,
         run_id=run_id,
-        **move,  # type: ignore[arg-type]
     )
     moved = store.routes.move(promotion, version)
     log.info(

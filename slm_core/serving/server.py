@@ -70,6 +70,8 @@ def serve(
         ModelError: a model or adapter is not what it claims to be.
         PromptMismatch: the adapter would see another prompt than in training.
         StoreUnavailable: the store of the routes does not answer.
+        RecordNotFound: there is no store where the routes should be.
+        BackendUnavailable: a model's worker did not start.
         MissingDependency: starlette or uvicorn is not installed.
     """
     try:
@@ -79,8 +81,8 @@ def serve(
         from slm_core.serving.gateway import Gateway
         from slm_core.serving.upstream import Upstream
     except ImportError as error:
-        raise MissingDependency(
-            f"Serving needs {error.name}: pip install 'slm-swap[serve]'"
+        raise MissingDependency.of_extra(
+            "serve", "Serving needs starlette and uvicorn", error
         ) from error
     from slm_core.serving.engine import Engine
     from slm_core.serving.shadow import Shadows

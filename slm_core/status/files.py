@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from slm_core.status.page import to_page
 from slm_core.status.snapshot import Operations, Status
-from slm_core.training.durable import replace_file
+from slm_core.system.durable import replace_file
 
 
 class StatusFiles:
@@ -22,7 +22,7 @@ class StatusFiles:
         """Replace both files.
 
         Raises:
-            DiskFull: there is no room for them.
+            OSError: there is no room for them, or the folder cannot be written.
         """
         self.json.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.page, to_page(status).encode())

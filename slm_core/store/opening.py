@@ -76,6 +76,7 @@ def open_store(url: str, *, create: bool = True) -> Store:
         ConfigError: the URL names no database that can be used.
         StoreUnavailable: the database does not answer or cannot be written.
         StoreError: it is no store, or a newer SLM Swap made it.
+        RecordNotFound: there is none, and none is to be made.
     """
     database = Database(url)
     try:

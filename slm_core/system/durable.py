@@ -5,9 +5,15 @@ Everything here raises ``OSError`` as it comes; who calls knows what was lost an
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
+
+# EFBIG: the limit on the size of one file (``ulimit -f``), which quota systems use as well.
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What libraries say that write files without Python, such as safetensors.
+_NO_SPACE_WORDS = tuple(os.strerror(number).lower() for number in sorted(_NO_SPACE))
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -39,3 +45,11 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether ``error`` says that there is no room for a file."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    said = str(error).lower()
+    return any(words in said for words in _NO_SPACE_WORDS)

@@ -59,6 +59,6 @@ def as_completion(text: str) -> Completion:
     return Completion(text, "stop", 0, len(text.split()), 0.0, cost_nanousd=0)
 
 
-def failed(error: str) -> Completion:
-    """Return an answer that says that the backend failed on this request."""
-    return Completion("", "error", 0, 0, 0.0, error=error)
+def failed(error: str, *, permanent: bool = False) -> Completion:
+    """Return an answer that says that the backend failed on this request, or refused it."""
+    return Completion("", "error", 0, 0, 0.0, error=error, permanent=permanent)

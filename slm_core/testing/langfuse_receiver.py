@@ -1,7 +1,9 @@
 """A Langfuse on loopback: takes real OTLP protobuf and scores, answers what the package asks.
 
-It answers as Langfuse does, one habit included: a span sent twice is there twice. Faults are
-scripted, one per upload, so that a test can lose an answer after the spans were taken.
+It answers as Langfuse does, two habits included: a span sent twice is there twice, and with
+``shown_after_seconds`` a span is shown some time after it was taken (15 to 30 seconds in
+Langfuse itself). Faults are scripted, one per upload, so that a test can lose an answer after
+the spans were taken.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class LangfuseReceiver(LoopbackServer):
         secret_key: str = "sk-lf-test",
         version: str = "4.60.0",
         shown_after_seconds: float = 0.0,
+        upload_seconds: float = 0.0,
         can_read_back: bool = True,
     ) -> None:
         super().__init__(_Handler)
@@ -59,13 +62,16 @@ class LangfuseReceiver(LoopbackServer):
         self.secret_key = secret_key
         self.version = version
         self.shown_after_seconds = shown_after_seconds
+        self.upload_seconds = upload_seconds
+        """How long an upload goes unanswered after its spans were taken."""
         self.can_read_back = can_read_back
         self.spans: list[ReceivedSpan] = []
         self.scores: dict[str, dict[str, Any]] = {}
         self.uploads: list[dict[str, str]] = []
         """Headers of each upload, in lower case."""
         self.upload_faults: deque[Fault] = deque()
-        self.score_faults: deque[int] = deque()
+        self.score_faults: deque[int | None] = deque()
+        """One per request with scores: a status to refuse it with, or None to take it."""
 
     def config(self, **changes: Any) -> LangfuseConfig:
         """Return a configuration with the right keys and short waits."""
@@ -115,6 +121,7 @@ class _Handler(LoopbackHandler):
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
             self.owner.spans += _decode(ExportTraceServiceRequest.FromString(body))
+            time.sleep(self.owner.upload_seconds)
         if isinstance(fault, int):
             self.answer(fault, {"message": "scripted"})
         elif fault is None:
@@ -123,8 +130,9 @@ class _Handler(LoopbackHandler):
             self.close_connection = True  # the client sees no answer
 
     def _take_scores(self, body: bytes) -> None:
-        if self.owner.score_faults:
-            self.answer(self.owner.score_faults.popleft(), {"message": "scripted"})
+        fault = self.owner.score_faults.popleft() if self.owner.score_faults else None
+        if fault is not None:
+            self.answer(fault, {"message": "scripted"})
             return
         for score in json.loads(body):
             self.owner.scores[score["id"]] = score

@@ -4,21 +4,33 @@ Langfuse does not remove duplicates, and it accepts spans before it shows them. 
 first reads back which of a trace's spans are there already and sends only the others. If the
 outcome of a request is unknown, it reads back until ``confirm_seconds`` have passed; spans it
 then still cannot see stay unsent, for a later push to look again. A span counts as sent when
-Langfuse acknowledged it (2xx) or shows it, and its scores were taken.
+Langfuse acknowledged it (2xx) or shows it.
 
-What remains: a server that shows a span only after ``confirm_seconds`` and a push within that
-time make a duplicate.
+The scores of a trace go before its spans. Langfuse takes a score of a span that it does not
+know yet, and taking one again updates it, so scores may be repeated and spans may not. Thus
+nothing can fail between Langfuse taking the spans and the outbox knowing of it, and no second
+record of what is half sent is needed.
+
+Of all pushes that name the same folder one works at a time, in whatever process; the others
+leave their spans where they are.
+
+What remains: a push that dies between Langfuse taking spans and the outbox marking them, or a
+server that shows spans only after ``confirm_seconds``, and another push before it does, make
+a duplicate. A trace whose spans Langfuse refuses for good has scores without spans there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from slm_core.errors import TracingUnavailable
+from slm_core.system.locks import try_lock
 from slm_core.tracing.config import LangfuseConfig
 
 if TYPE_CHECKING:
@@ -28,6 +40,8 @@ log = logging.getLogger(__name__)
 
 READ_BACK_EVERY_SECONDS = 2.0
 SPANS_PER_REQUEST = 256
+LOCK_NAME = "spans.lock"
+"""The file in the shared folder that the working push holds."""
 REFUSED_CONTENT = (400, 413)
 """Statuses that concern one request, not the server: the next trace may still be taken."""
 
@@ -82,21 +96,38 @@ def push_pending(
     outbox: SpanOutbox,
     config: LangfuseConfig,
     *,
+    folder: Path | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> PushResult:
     """Send all spans that ``outbox`` still holds; stop at the first failure.
 
+    While another push of the same ``folder`` is at work this one sends nothing and says so:
+    both would send the same spans. The other, or the next push, sends them.
+
     Args:
         outbox: Where the spans are kept.
         config: Where they go.
+        folder: One that all who push from this outbox share; its lock lets one of them work.
+            None when nobody else pushes from this outbox.
         on_progress: Called with (sent so far, found so far, what).
     """
+    with _turn(folder) as obstacle:
+        if obstacle:
+            left = tuple(span["id"] for span in outbox.pending(SPANS_PER_REQUEST))
+            return PushResult((), left, obstacle if left else "")
+        return _push_all(outbox, config, on_progress)
+
+
+def _push_all(
+    outbox: SpanOutbox,
+    config: LangfuseConfig,
+    on_progress: Callable[[int, int, str], None] | None,
+) -> PushResult:
     sent: list[str] = []
     reasons: list[str] = []
     failed: tuple[str, ...] = ()
     while not failed and (spans := outbox.pending(SPANS_PER_REQUEST)):
-        result = push(spans, config)
-        outbox.mark_sent(result.sent)
+        result = push(spans, config, on_sent=outbox.mark_sent)
         sent += result.sent
         failed = result.failed
         reasons += [result.reason] if result.reason else []
@@ -105,8 +136,19 @@ def push_pending(
     return PushResult(tuple(sent), failed, "; ".join(reasons))
 
 
-def push(spans: Iterable[Mapping[str, Any]], config: LangfuseConfig) -> PushResult:
+def push(
+    spans: Iterable[Mapping[str, Any]],
+    config: LangfuseConfig,
+    *,
+    on_sent: Callable[[Sequence[str]], object] | None = None,
+) -> PushResult:
     """Send ``spans`` to Langfuse; never raises for what Langfuse or the network does.
+
+    Args:
+        spans: As a ``RunTrace`` gave them to its sink.
+        config: Where they go.
+        on_sent: Called with the ids of each request's spans once Langfuse has them, before
+            the next request: what it remembers survives a push that is killed.
 
     Returns:
         Which spans are there now. Mark ``sent``; keep ``failed`` and push them again later.
@@ -124,14 +166,16 @@ def push(spans: Iterable[Mapping[str, Any]], config: LangfuseConfig) -> PushResu
     with LangfuseServer(config) as server:
         for batch in _batches(waiting):
             try:
-                _send_missing(server, batch, config)
-                reasons += server.add_scores(batch)
+                reasons += _send(server, batch, config)
             except TracingUnavailable as error:
                 reasons.append(error.message)
                 if error.context.get("status") not in REFUSED_CONTENT:
                     break
             else:
-                sent += [span["id"] for span in batch]
+                ids = [span["id"] for span in batch]
+                sent += ids
+                if on_sent is not None:
+                    on_sent(ids)
     failed = tuple(span["id"] for span in waiting if span["id"] not in sent)
     log.info("spans sent count=%d", len(sent))
     if failed:
@@ -139,23 +183,56 @@ def push(spans: Iterable[Mapping[str, Any]], config: LangfuseConfig) -> PushResu
     return PushResult(tuple(sent), failed, "; ".join(reasons))
 
 
-def _send_missing(
-    server: LangfuseServer, batch: list[dict[str, Any]], config: LangfuseConfig
-) -> None:
-    """Return once Langfuse has every span of ``batch``, all of one trace."""
+@contextlib.contextmanager
+def _turn(folder: Path | None) -> Iterator[str]:
+    """Yield why this push may not work now; an empty text while it is the only one."""
+    if folder is None:
+        yield ""
+        return
+    path = folder / LOCK_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        # Not raised: a run that did its work does not fail over its trace.
+        yield f"{path} cannot be locked ({error.strerror}), so nothing was sent"
+        return
+    try:
+        yield _why_locked(handle, path)
+    finally:
+        os.close(handle)
+
+
+def _why_locked(handle: int, path: Path) -> str:
+    try:
+        if try_lock(handle):
+            return ""
+    except OSError as error:  # a file system without locks
+        return f"{path} cannot be locked ({error.strerror}), so nothing was sent"
+    return f"another push, which holds {path}, is sending spans now; these are left to it"
+
+
+def _send(server: LangfuseServer, batch: list[dict[str, Any]], config: LangfuseConfig) -> list[str]:
+    """Return once Langfuse has the scores and every span of ``batch``, all of one trace.
+
+    Returns:
+        Which scores it refused for good, in words.
+    """
     from slm_core.tracing.delivery import send
 
     arrived = server.span_ids(batch[0]["trace_id"]) or frozenset()
+    # Before the spans: whatever fails here may be done again, and sending spans may not.
+    notes = server.add_scores(batch)
     missing = [span for span in batch if span["id"] not in arrived]
     if not missing:
-        return
+        return notes
     outcome = send(missing, config)
     if outcome.state == "accepted":
-        return
+        return notes
     sentence = f"Langfuse at {config.base_url} did not take {len(missing)} spans: {outcome.reason}."
     if outcome.state == "unknown":
         if _shows_up(server, missing, config.confirm_seconds):
-            return
+            return notes
         sentence += " They may have arrived all the same, so they were not sent twice."
     raise TracingUnavailable(
         f"{sentence} They are kept; push them again later.", status=outcome.status

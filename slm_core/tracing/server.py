@@ -110,6 +110,8 @@ class LangfuseServer:
     def add_scores(self, spans: Sequence[dict[str, Any]]) -> list[str]:
         """Send the metrics of ``spans`` as scores; sending one again updates it.
 
+        The spans need not be there yet: Langfuse does not look for them (its pull request 2477).
+
         Returns:
             What was refused for good, in words. The numbers are in the span's metadata too.
 

@@ -48,6 +48,7 @@ def check_base_model(
     Raises:
         ModelError: the folder does not exist or holds no whole model.
         ConfigError: with every problem, and what to do about each.
+        MissingDependency: the model is on the hub, and huggingface_hub is not installed.
     """
     smallest = min((gpu.memory_bytes for gpu in gpus if gpu.memory_bytes), default=None)
     need = memory_need(spec, smallest)

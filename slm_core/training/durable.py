@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -13,11 +12,6 @@ from typing import Any
 
 from slm_core.errors import DiskFull
 from slm_core.system import durable
-
-# EFBIG: the limit on the size of one file (``ulimit -f``), which quota systems use as well.
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# What libraries say that write files without Python, such as safetensors.
-_NO_SPACE_WORDS = tuple(os.strerror(number).lower() for number in sorted(_NO_SPACE))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -62,17 +56,9 @@ def names_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not is_full_disk(error):
+        if not durable.is_full_disk(error):
             raise
         raise disk_full(path, error) from error
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """Return whether ``error`` says that there is no room for a file."""
-    if isinstance(error, OSError):
-        return error.errno in _NO_SPACE
-    said = str(error).lower()
-    return any(words in said for words in _NO_SPACE_WORDS)
 
 
 def disk_full(path: Path, error: BaseException) -> DiskFull:

@@ -12,8 +12,8 @@ from slm_core.training.durable import replace_file
 
 log = logging.getLogger(__name__)
 
-_TAIL_BYTES = 4096
-"""More than one line has."""
+_TAIL_BYTES = 65_536
+"""More than a few hundred lines have."""
 
 
 class StepEvent(LossPoint):
@@ -55,15 +55,22 @@ def read_events(path: Path) -> list[StepEvent]:
 
 
 def read_last(path: Path) -> StepEvent | None:
-    """Return the newest event of the file, read from its end; None when it has none."""
+    """Return the newest event of the file, read from its end; None when there is none.
+
+    Lines that are cut or unreadable are passed over: a worker that dies may leave one.
+    """
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             tail = file.read()
     except FileNotFoundError:
         return None
-    whole = tail[: tail.rfind(b"\n") + 1].splitlines()
-    return _parse(whole[-1]) if whole else None
+    for raw in reversed(tail[: tail.rfind(b"\n") + 1].splitlines()):
+        try:
+            return StepEvent.model_validate_json(raw)
+        except ValidationError:  # not logged: whoever only looks would say it at each look
+            continue
+    return None
 
 
 def forget_after(path: Path, step: int) -> None:

@@ -74,9 +74,8 @@ def push_adapter(
         from huggingface_hub import CommitOperationAdd, HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError as error:
-        raise MissingDependency(
-            "Pushing needs huggingface_hub; run `pip install huggingface_hub`."
-        ) from error
+        # The extra ``train`` has it too; this one brings no torch.
+        raise MissingDependency.of_extra("hub", "Pushing needs huggingface_hub", error) from error
     if repo.count("/") != 1:
         raise ConfigError(f"{repo!r} is no repository; it should read OWNER/NAME.")
     adapter = public_record(read_adapter(folder), base_model)

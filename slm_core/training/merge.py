@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -39,13 +39,14 @@ from slm_core.training.merged_model import Dtype, MergeCheck, MergedModel, Merge
 
 log = logging.getLogger(__name__)
 
-PROMPTS = (
+_PROMPTS = (
     "What is the weather in Paris for the next 3 days?",
     'Answer with JSON: {"name": "search", "arguments": {"query": "trains to Rome"}}',
     "Book a table for two at 19:30 tomorrow and tell me the price in euros.",
     "List the first five prime numbers and explain why 1 is not one of them.",
 )
 """What base and merged model are compared on besides rows of the dataset."""
+_MOST_ROWS = 32
 RECORD = "slm_merged.json"
 _ORDER, _RESULT, _ERROR, _LOG = "order.json", "result.json", "error.json", "merge.log"
 _LOG_TAIL_LINES = 15
@@ -65,9 +66,7 @@ def merge_adapter(
     dtype: Dtype = "auto",
     quantized: bool | None = None,
     force: bool = False,
-    prompts: Sequence[str] = PROMPTS,
     dataset_path: Path | None = None,
-    max_rows: int = 32,
     device: Literal["auto", "cpu", "cuda"] = "cpu",
     threads: int | None = None,
 ) -> MergedModel:
@@ -83,9 +82,8 @@ def merge_adapter(
         quantized: merge into the base model's weights as 4-bit NF4 holds them; None does it
             for adapters that were trained so.
         force: publish also what the comparison rejects; the record says so.
-        prompts: user messages to compare on.
-        dataset_path: dataset whose validation rows (else training rows) are compared too.
-        max_rows: how many of them.
+        dataset_path: dataset whose validation rows (else training rows) are compared too, up
+            to 32 of them.
         device: where the worker computes.
         threads: CPU threads of torch; None takes one per core.
 
@@ -119,9 +117,9 @@ def merge_adapter(
             trained_on_nf4=trained_on_nf4,
             merge_into_nf4=into_nf4,
             precision=str(adapter.summary.get("precision", "float32")),
-            prompts=tuple(prompts),
+            prompts=_PROMPTS,
             dataset_path=str(dataset_path.absolute()) if dataset_path else None,
-            max_rows=max_rows,
+            max_rows=_MOST_ROWS,
             device=device,
             threads=threads,
         )

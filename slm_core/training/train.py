@@ -89,6 +89,7 @@ def train(
 
     Raises:
         ModelError: the base model is missing, incomplete or not what it claims to be.
+        MissingDependency: it is a hub id, and huggingface_hub is not installed.
         DatasetError: the dataset is, or some rows would have to be cut.
         SpecChanged: the run began with another spec, dataset, base model, chat
             template or tokenizer.

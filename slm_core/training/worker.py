@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 
 from slm_core.errors import DiskFull, SlmError
+from slm_core.system.durable import is_full_disk
 from slm_core.system.parent import die_with_parent
-from slm_core.training.durable import disk_full, is_full_disk
+from slm_core.training.durable import disk_full
 from slm_core.training.faults import ExitCode
 from slm_core.training.heartbeat import Heartbeat
 from slm_core.training.last_words import write_error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,20 @@ import pytest
 from prefect.artifacts import Artifact
 
 from flows.evaluate_model import evaluate_model
+from slm_core.dataset import build
 from slm_core.dataset.berkeley import Unusable
-from slm_core.errors import DatasetError, RecordNotFound, TracingUnavailable
+from slm_core.errors import DatasetError, LeakFound, RecordNotFound, TracingUnavailable
 from slm_core.presets import EVAL_BASELINE
 from slm_core.presets import TestSetSpec as CasesSpec
 from slm_core.prompting.prefix import get_prefix
 from slm_core.testing.langfuse_receiver import LangfuseReceiver
 from slm_core.testing.tiny_adapter import build_tiny_adapter
+from slm_core.testing.workload import answered, generate
 from slm_core.tracing import push_pending
 
 pytestmark = pytest.mark.integration
+
+CAPTURED_AT = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def baseline(service: Any) -> Any:
@@ -51,6 +57,48 @@ def test_with_an_adapter_it_is_the_candidate(service: Any, tmp_path: Path) -> No
     assert report.decision.adapter_id == adapter.id
     page = service.folder / "runs" / "eval-1" / "report" / "report.html"
     assert adapter.id in page.read_text()
+
+
+def test_an_adapter_is_not_scored_on_what_it_learned(
+    service: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = [
+        answered(case, f"call-{n}", model="gpt-4o", created_at=CAPTURED_AT)
+        for n, case in enumerate([*service.cases(), *generate(0, 20, "traffic", "toolcall")])
+    ]
+    dataset = build(calls, service.plan().dataset, tmp_path / "datasets")
+    adapter = build_tiny_adapter(tmp_path / "adapter", service.student, get_prefix("compact"))
+    with service.store() as store:
+        store.datasets.save(dataset)
+        store.adapters.save(adapter.model_copy(update={"dataset_id": dataset.id}))
+    asked = len(service.teacher.received)
+
+    with pytest.raises(LeakFound, match=r"held-out row.* also occur in the training data"):
+        evaluate_model(run_id="eval-1", overrides=service.eval_plan())
+    assert len(service.teacher.received) == asked
+    # The other arms learned nothing.
+    assert arms_of(evaluate_model(run_id="eval-2", overrides=baseline(service)))
+
+    shutil.rmtree(dataset.path)
+    report = evaluate_model(run_id="eval-3", overrides=service.eval_plan())
+    assert "adapter" in arms_of(report)
+    assert f"not compared with training rows adapter={adapter.id}" in caplog.text
+
+
+def test_an_adapter_is_scored_on_what_it_has_not_seen(
+    service: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = [
+        answered(case, f"call-{n}", model="gpt-4o", created_at=CAPTURED_AT)
+        for n, case in enumerate(generate(0, 20, "traffic", "toolcall"))
+    ]
+    dataset = build(calls, service.plan().dataset, tmp_path / "datasets")
+    adapter = build_tiny_adapter(tmp_path / "adapter", service.student, get_prefix("compact"))
+    with service.store() as store:
+        store.datasets.save(dataset)
+        store.adapters.save(adapter.model_copy(update={"dataset_id": dataset.id}))
+    assert "adapter" in arms_of(evaluate_model(run_id="eval-1", overrides=service.eval_plan()))
+    assert "not compared" not in caplog.text
 
 
 def test_an_unknown_adapter_is_an_error_that_names_it(service: Any) -> None:

@@ -105,6 +105,22 @@ def test_each_claim_starts_one_run_however_often_ingest_runs(service: Any, deplo
         assert {claim.state for claim in store.claims.list()} == {ClaimState.SUBMITTED}
 
 
+def test_a_server_that_refuses_artifacts_keeps_no_claim_waiting(
+    service: Any,
+    deployment: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("flows.ingest_calls.create_table_artifact", refused)
+    service.spool(calls(0, 20))
+    report = ingest_calls()
+    assert deployment() == list(report.claims) != []
+    assert "ingest not shown in the dashboard error=ConnectionError" in caplog.text
+
+
 def test_an_ingest_killed_after_the_start_does_not_start_a_second_run(
     service: Any, deployment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,7 +189,7 @@ def test_what_cannot_be_shown_neither_ends_nor_delays_the_work(
             return time.monotonic() - began
 
     assert work() < 0.9
-    assert "progress not shown what=train error=ConnectionError" in caplog.text
+    assert "page of train not shown in the dashboard error=ConnectionError" in caplog.text
 
 
 def _order() -> Order:

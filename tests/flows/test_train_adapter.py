@@ -12,10 +12,11 @@ import pytest
 from prefect.settings import PREFECT_API_URL
 
 from flows.train_adapter import plan_parts, train_from_preset
-from slm_core.dataset import DatasetSpec
+from slm_core.dataset import DatasetSpec, build, read_split
 from slm_core.errors import ConfigError, SpecChanged
 from slm_core.presets import TRAIN_PRESETS, TrainSpec
-from slm_core.records import Adapter, RunState
+from slm_core.records import Adapter, Dataset, RunState, Split
+from slm_core.testing.records import make_training_run
 from slm_core.training.spec import TrainingSpec
 from tasks import _wiring
 from tasks._wiring import order_book
@@ -165,6 +166,34 @@ def test_rows_come_from_where_the_plan_says(service: Any, tmp_path: Path) -> Non
     # A resumed run keeps its own, and a named one comes before all.
     assert find_dataset.fn(newest, None, "rows-1").id == built.id
     assert find_dataset.fn(paper, built.id, "rows-4").id == built.id
+
+
+def test_what_a_finished_retraining_tested_on_never_trains(
+    make_service: Callable[[], Any],
+) -> None:
+    service = make_service()
+    claim_id = service.claimed()
+    other = plan(service)
+    with service.store() as store:
+        calls = list(store.calls.select())
+        half = DatasetSpec(min_examples=10, min_split_rows=1, test_fraction=0.5)
+        old = build(calls, half, service.folder / "datasets")
+        store.claims.take(claim_id, "retrained")
+        store.datasets.save(old)
+        store.runs.save(make_training_run(id="retrained", dataset_id=old.id))
+        unfinished = find_dataset.fn(other, None, "rows-1")
+        store.claims.done(claim_id, "retrained")
+    dataset = find_dataset.fn(other, None, "rows-2")
+    _wiring._settings.clear()
+
+    def ids(built: Dataset, *splits: Split) -> set[str]:
+        return {row.id for split in splits for row in read_split(built.path, split)}
+
+    assert not ids(old, "test") <= ids(unfinished, "test")
+    assert ids(old, "test") <= ids(dataset, "test")
+    assert not ids(old, "test") & ids(dataset, "train", "val")
+    assert dataset.parent_test_ids == (old.id,)
+    assert dataset.drops == {}
 
 
 @pytest.mark.parametrize(

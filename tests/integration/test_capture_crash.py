@@ -11,15 +11,19 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from slm_core.capture import drain_spool
+from slm_core.dataset import why_unusable
 from slm_core.records import IngestReport
 from slm_core.store import Store, open_store
 
 pytestmark = pytest.mark.integration
+
+drain = partial(drain_spool, usable=why_unusable)
 
 BEGIN = """
 import json, os, resource, signal, sys, threading, time
@@ -85,7 +89,7 @@ def test_returned_calls_outlive_their_process(store: Store, spool: Path, end: st
         """,
     ) as process:
         output, _ = process.communicate(timeout=60)
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.read, report.stored, report.torn, report.quarantined) == (1000, 1000, 0, 0)
     assert stored_ids(store) == sorted(output.split())
     assert list(spool.glob("*.seg")) == []
@@ -107,11 +111,11 @@ def test_kills_at_any_instant_lose_no_returned_call(store: Store, spool: Path) -
             assert process.stdout is not None
             acknowledged.add(process.stdout.readline().strip())
             time.sleep(chance.uniform(0.01, 0.1))
-            reports.append(drain_spool(spool, store))  # while it writes
+            reports.append(drain(spool, store))  # while it writes
             process.send_signal(signal.SIGKILL)
             # The last line may have been cut by the kill.
             acknowledged.update(line for line in process.stdout if len(line) == 33)
-        reports.append(drain_spool(spool, store))
+        reports.append(drain(spool, store))
     acknowledged = {line.strip() for line in acknowledged}
     ids = stored_ids(store)
     assert acknowledged <= set(ids)
@@ -135,10 +139,11 @@ def test_a_killed_drain_goes_on_where_it_stopped(store: Store, spool: Path, tmp_
             spool,
             """
             from slm_core.capture import drain_spool
+            from slm_core.dataset import why_unusable
             from slm_core.store import open_store
             with open_store(f"sqlite:///{Path(sys.argv[1]).parent}/slm.db") as store:
                 print("ready", flush=True)
-                drain_spool(sys.argv[1], store)
+                drain_spool(sys.argv[1], store, usable=why_unusable)
             """,
         ) as process:
             assert process.stdout is not None
@@ -148,7 +153,7 @@ def test_a_killed_drain_goes_on_where_it_stopped(store: Store, spool: Path, tmp_
             process.wait()
             kills += process.returncode == -signal.SIGKILL
     assert kills > 1
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert report.duplicates == 0
     assert stored_ids(store) == sorted(output.split())
     assert list(spool.glob("*.seg")) == []
@@ -171,7 +176,7 @@ def test_forked_children_write_their_own_segments(store: Store, spool: Path) -> 
         print(*[capture(tracer) for _ in range(100)])
         """,
     )
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.stored, report.quarantined, report.duplicates) == (400, 0, 0)
     assert stored_ids(store) == sorted(output.split())
 
@@ -193,7 +198,7 @@ def test_a_child_that_outlives_its_parent_does_not_hold_its_segment(
         """,
     )
     try:
-        assert drain_spool(spool, store).stored == 1
+        assert drain(spool, store).stored == 1
         assert list(spool.glob("*.seg")) == []
     finally:
         os.kill(int(output), signal.SIGKILL)
@@ -223,7 +228,7 @@ def test_forking_amid_busy_threads_blocks_nobody(store: Store, spool: Path) -> N
         print(*ids)
         """,
     )
-    drain_spool(spool, store)
+    drain(spool, store)
     assert stored_ids(store) == sorted(output.split())
 
 
@@ -243,7 +248,7 @@ def test_open_streams_of_the_parent_are_not_the_childs(store: Store, spool: Path
         os.wait()
         """,
     )
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.stored, report.unusable) == (1, {"stream left before its end": 1})
 
 
@@ -268,5 +273,5 @@ def test_a_full_disk_neither_kills_nor_raises(store: Store, spool: Path) -> None
     assert full["captured"] == 510 == full["written"] + full["dropped"]["disk is full"]
     assert 10 < full["written"] < 510
     assert full["errors"] == 0
-    assert drain_spool(spool, store).stored == len(said["ids"])
+    assert drain(spool, store).stored == len(said["ids"])
     assert stored_ids(store) == sorted(said["ids"])

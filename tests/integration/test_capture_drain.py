@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from slm_core.capture import CaptureSpec, WorkflowTracer, drain_spool
 from slm_core.capture.segment import Segment
+from slm_core.dataset import why_unusable
 from slm_core.errors import CaptureError, StoreError, StoreUnavailable
 from slm_core.records import DropReason, IngestReport
 from slm_core.store import Store, open_store
@@ -21,6 +24,8 @@ pytestmark = pytest.mark.integration
 
 AGENT: dict[str, Any] = {"agent_type": "sub-agent", "agent_name": "booking", "model_used": "gpt-4o"}
 SMALL = CaptureSpec(segment_bytes=16384, strict=True)
+
+drain = partial(drain_spool, usable=why_unusable)
 
 
 @pytest.fixture
@@ -43,10 +48,14 @@ def tracer_for(spool: Path) -> WorkflowTracer:
 def capture(tracer: WorkflowTracer, count: int, **more: Any) -> list[str]:
     return [
         tracer.capture_call(
-            **AGENT, user_query=f"question {n}", assistant_response=f"answer {n}", **more
+            **AGENT, user_query=f"question {n}", assistant_response=answer(n), **more
         )
         for n in range(count)
     ]
+
+
+def answer(n: int) -> str:
+    return json.dumps({"name": "say", "arguments": {"text": f"answer {n}"}})
 
 
 def stored_ids(store: Store) -> list[str]:
@@ -63,14 +72,14 @@ def counts_add_up(report: IngestReport) -> bool:
 def test_calls_arrive_once(store: Store, spool: Path) -> None:
     with tracer_for(spool) as tracer:
         ids = capture(tracer, 2500)
-        report = drain_spool(spool, store)
+        report = drain(spool, store)
         assert sorted(stored_ids(store)) == sorted(ids)
         assert (report.read, report.stored, report.usable, report.waiting) == (2500,) * 4
-        assert drain_spool(spool, store).read == 0
+        assert drain(spool, store).read == 0
         assert len(list(spool.glob("*.seg"))) == 1  # the one its writer still holds
         ids += capture(tracer, 10, tags={"again": "yes"})
-        assert drain_spool(spool, store).stored == 10
-    assert drain_spool(spool, store).read == 0
+        assert drain(spool, store).stored == 10
+    assert drain(spool, store).read == 0
     assert list(spool.glob("*.seg")) == []
     assert sorted(stored_ids(store)) == sorted(ids)
 
@@ -81,7 +90,7 @@ def test_reasons_are_counted(store: Store, spool: Path) -> None:
         tracer.capture_call(**AGENT, user_query="q", success=False, error="x")
         tracer.capture_call(**AGENT, user_query="q", assistant_response="a", complete=False)
         tracer.capture_call(**AGENT, user_query="q", assistant_response="a", source="slm")
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert report.unusable == {
         DropReason.FAILED: 1,
         DropReason.INCOMPLETE: 1,
@@ -94,7 +103,7 @@ def test_reasons_are_counted(store: Store, spool: Path) -> None:
 def test_another_filter_may_decide(store: Store, spool: Path) -> None:
     with tracer_for(spool) as tracer:
         capture(tracer, 4)
-    report = drain_spool(
+    report = drain(
         spool, store, usable=lambda call: "too dull" if "2" in (call.response or "") else None
     )
     assert (report.usable, report.unusable) == (3, {"too dull": 1})
@@ -104,7 +113,7 @@ def test_idempotency_keys(store: Store, spool: Path) -> None:
     with tracer_for(spool) as tracer:
         for _ in range(3):
             capture(tracer, 1, idempotency_key="order-7")
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.read, report.stored, report.duplicates) == (3, 1, 2)
 
 
@@ -137,9 +146,9 @@ def test_a_break_after_the_commit_repeats_nothing(store: Store, spool: Path) -> 
         ids = capture(tracer, 20)
     failing: Any = FailingStore(store)
     with pytest.raises(StoreUnavailable):
-        drain_spool(spool, failing)
+        drain(spool, failing)
     assert len(list(spool.glob("*.seg"))) == 1  # kept: who knows what was committed
-    report = drain_spool(spool, failing)
+    report = drain(spool, failing)
     assert (report.read, report.stored) == (0, 0)
     assert sorted(stored_ids(store)) == sorted(ids)
     assert list(spool.glob("*.seg")) == []
@@ -164,9 +173,9 @@ def test_a_damaged_database_is_no_reason_for_quarantine(store: Store, spool: Pat
     failing: Any = FailingStore(store)
     failing.calls = BrokenCalls()
     with pytest.raises(StoreError, match="damaged"):
-        drain_spool(spool, failing)
+        drain(spool, failing)
     assert store.quarantine.list() == ()
-    assert drain_spool(spool, store).stored == 20
+    assert drain(spool, store).stored == 20
 
 
 def test_two_drains_at_once_take_turns(store: Store, spool: Path, tmp_path: Path) -> None:
@@ -174,11 +183,11 @@ def test_two_drains_at_once_take_turns(store: Store, spool: Path, tmp_path: Path
         ids = capture(tracer, 3000)
     reports: list[IngestReport] = []
 
-    def drain() -> None:
+    def drain_once() -> None:
         with open_store(f"sqlite:///{tmp_path}/slm.db") as own:
-            reports.append(drain_spool(spool, own))
+            reports.append(drain(spool, own))
 
-    threads = [threading.Thread(target=drain) for _ in range(3)]
+    threads = [threading.Thread(target=drain_once) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -196,7 +205,7 @@ def test_damage_is_quarantined_and_the_segment_kept(store: Store, spool: Path) -
     at = data.index(b"answer 4")
     data[at] = 0xFF
     segment.write_bytes(data)
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.read, report.stored, report.quarantined) == (10, 9, 1)
     (row,) = store.quarantine.list()
     assert row.reason == "checksum does not match"
@@ -215,7 +224,7 @@ def write_segment(spool: Path, *bodies: bytes) -> None:
 
 def test_frames_that_are_no_calls_are_quarantined(store: Store, spool: Path) -> None:
     write_segment(spool, b"not json", b"[1, 2]", b'{"id": "1"}', b'"' + b"x" * 100_000 + b'"')
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.read, report.quarantined) == (4, 4)
     assert all(row.reason.startswith("not a call: ") for row in store.quarantine.list())
     assert max(len(row.raw) for row in store.quarantine.list()) == 64 * 1024
@@ -227,7 +236,7 @@ def test_a_call_that_no_database_holds_stops_no_other(store: Store, spool: Path)
         ids = capture(tracer, 5)
         tracer.capture_call(**AGENT, user_query="q", prompt_tokens=2**70, completion_tokens=1)
         ids += capture(tracer, 5, tags={"x": "y"})
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert sorted(stored_ids(store)) == sorted(ids)
     assert (report.read, report.stored, report.quarantined) == (11, 10, 1)
     assert counts_add_up(report)
@@ -247,7 +256,7 @@ def reaches_the_store(store: Store, spool: Path) -> None:
             )
         tracer.capture_call(**AGENT, user_query="q", prompt_tokens=2**70, completion_tokens=1)
         ids = capture(tracer, 1200)
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.read, report.stored) == (1207, 1206)
     assert report.quarantined == 1
     calls = list(store.calls.select())
@@ -268,13 +277,13 @@ def test_any_text_reaches_postgresql(postgres_database: str, spool: Path) -> Non
 
 
 def test_an_empty_or_missing_folder(store: Store, tmp_path: Path) -> None:
-    assert drain_spool(tmp_path / "none" / "yet", store) == IngestReport()
+    assert drain(tmp_path / "none" / "yet", store) == IngestReport()
 
 
 def test_files_that_are_not_ours_stay(store: Store, spool: Path) -> None:
     (spool / "notes.txt").write_text("hello")
     (spool / "new.jsonl.part").write_text("{}")
-    drain_spool(spool, store)
+    drain(spool, store)
     assert {path.name for path in spool.iterdir()} == {"notes.txt", "new.jsonl.part", "drain.lock"}
 
 
@@ -283,14 +292,14 @@ def test_what_a_writer_left_before_its_first_call_is_swept(store: Store, spool: 
     for path in (old, young):
         path.write_bytes(b"")
     os.utime(old, (1, 1))
-    drain_spool(spool, store)
+    drain(spool, store)
     assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_a_folder_that_cannot_be_read(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CaptureError, match="cannot be drained"):
-        drain_spool(tmp_path / "file" / "spool", store)
+        drain(tmp_path / "file" / "spool", store)
 
 
 def test_progress_is_told(store: Store, spool: Path) -> None:
@@ -298,7 +307,7 @@ def test_progress_is_told(store: Store, spool: Path) -> None:
         capture(tracer, 100)
     (spool / "a.jsonl").write_text("{}")
     told: list[tuple[int, int, str]] = []
-    drain_spool(spool, store, on_progress=lambda *what: told.append(what))
+    drain(spool, store, on_progress=lambda *what: told.append(what))
     files = told[0][1]
     assert [done for done, _, _ in told] == list(range(files + 1))
     assert told[-2][2] == "a.jsonl"
@@ -319,9 +328,9 @@ def test_a_writer_is_drained_while_it_writes(store: Store, spool: Path) -> None:
     thread.start()
     reports = []
     while thread.is_alive():
-        reports.append(drain_spool(spool, store))
+        reports.append(drain(spool, store))
     thread.join()
-    reports.append(drain_spool(spool, store))
+    reports.append(drain(spool, store))
     assert sum(report.stored for report in reports) == len(ids)
     assert sum(report.duplicates + report.quarantined + report.torn for report in reports) == 0
     assert sorted(stored_ids(store)) == sorted(ids)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm_core.capture import CaptureSpec, WorkflowTracer, drain_spool, usable
-from slm_core.records import Call, DropReason, IngestReport
+from slm_core.capture import CaptureSpec, WorkflowTracer, drain_spool
+from slm_core.dataset import why_unusable
+from slm_core.dataset.hub_rows import hermes_calls
+from slm_core.prompting.formats import NO_CALL_TEXT
+from slm_core.records import DropReason, IngestReport, ToolUse
 from slm_core.store import Store, open_store
 
 pytestmark = pytest.mark.integration
 
 AGENT: dict[str, Any] = {"agent_type": "sub-agent", "agent_name": "booking", "model_used": "gpt-4o"}
 SMALL = CaptureSpec(segment_bytes=16384, strict=True)
+
+drain = partial(drain_spool, usable=why_unusable)
 
 
 @pytest.fixture
@@ -34,19 +40,6 @@ def spool(tmp_path: Path) -> Path:
 
 def tracer_for(spool: Path) -> WorkflowTracer:
     return WorkflowTracer(SMALL, spool_dir=spool)
-
-
-def capture(tracer: WorkflowTracer, count: int, **more: Any) -> list[str]:
-    return [
-        tracer.capture_call(
-            **AGENT, user_query=f"question {n}", assistant_response=f"answer {n}", **more
-        )
-        for n in range(count)
-    ]
-
-
-def stored_ids(store: Store) -> list[str]:
-    return [call.id for call in store.calls.select()]
 
 
 def counts_add_up(report: IngestReport) -> bool:
@@ -91,7 +84,7 @@ def test_json_lines_with_garbage(store: Store, spool: Path) -> None:
     ]
     text = "\n".join([*good, "", *bad, good[1]]).encode()
     (spool / "other.jsonl").write_bytes(text + b"\n\xff\xfe\n")
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.read, report.stored) == (len(good) + len(bad) + 2, len(good))
     assert (report.duplicates, report.quarantined) == (1, len(bad) + 1)
     assert counts_add_up(report)
@@ -108,7 +101,7 @@ def test_json_lines_with_garbage(store: Store, spool: Path) -> None:
 def test_a_file_read_twice_adds_nothing(store: Store, spool: Path) -> None:
     for name in ("a.jsonl", "a.jsonl", "b.jsonl"):
         (spool / name).write_text(line() + "\n")
-        drain_spool(spool, store)
+        drain(spool, store)
     assert store.calls.count() == 1
     assert sorted(path.name for path in (spool / "done").iterdir()) == [
         "a.1.jsonl",
@@ -119,7 +112,7 @@ def test_a_file_read_twice_adds_nothing(store: Store, spool: Path) -> None:
 
 def test_an_id_that_belongs_to_another_call_is_quarantined(store: Store, spool: Path) -> None:
     (spool / "a.jsonl").write_text("\n".join([line(id="1"), line(id="1", response="other")]))
-    report = drain_spool(spool, store)
+    report = drain(spool, store)
     assert (report.stored, report.quarantined) == (1, 1)
     assert store.calls.get("1").response == "a"
 
@@ -128,10 +121,9 @@ def hermes_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("filter_", [usable, lambda call: None if call.success else "bad"])
-def test_training_file(tmp_path: Path, filter_: Callable[[Call], str | None]) -> None:
+def test_training_file(tmp_path: Path) -> None:
     with tracer_for(tmp_path / "spool") as tracer:
-        tracer.capture_call(
+        asked = tracer.capture_call(
             **AGENT,
             system_prompt="be brief",
             messages=[
@@ -145,30 +137,81 @@ def test_training_file(tmp_path: Path, filter_: Callable[[Call], str | None]) ->
             tools=[{"name": "look", "description": "d"}],
             tool_calls=[{"name": "look", "arguments": {"y": [1]}}],
         )
-        capture(tracer, 2)
+        tracer.capture_call(
+            **AGENT,
+            user_query="q2",
+            assistant_response='{"name": "look", "arguments": {}}',
+            track="structured",
+        )
+        tracer.capture_call(**AGENT, user_query="q3", assistant_response="prose")
         tracer.capture_call(**AGENT, user_query="q", success=False)
         tracer.capture_call(**{**AGENT, "agent_name": "other"}, user_query="q", success=False)
-        written = tracer.generate_training_dataset(
-            tmp_path / "out", agent_name="booking", usable=filter_
+        written, again = (
+            tracer.generate_training_dataset(
+                tmp_path / name, agent_name="booking", usable=why_unusable
+            )
+            for name in ("out", "again")
         )
-        again = tracer.generate_training_dataset(tmp_path / "again", agent_name="booking")
-    assert (written.calls, written.rows, sum(written.left_out.values())) == (4, 3, 1)
-    rows = hermes_rows(written.path)
-    first = next(row for row in rows if row["tools"] != "[]")
-    assert first["conversations"] == [
-        {"from": "system", "value": "be brief"},
+    assert (written.calls, written.rows) == (4, 2)
+    assert written.left_out == {DropReason.NO_TRACK: 1, DropReason.FAILED: 1}
+    first, second = hermes_rows(written.path)
+    assert (first["id"], first["track"], second["track"]) == (asked, "toolcall", "structured")
+    system, *turns = first["conversations"]
+    assert system["value"].startswith(f"be brief\n\n<tools>\n{first['tools']}\n</tools>")
+    assert turns == [
         {"from": "human", "value": "q1"},
-        {"from": "gpt", "value": '<tool_call name="look">{"x": "é"}</tool_call>'},
-        {"from": "tool", "value": "r"},
-        {"from": "gpt", "value": '<tool_call name="look">{"y": [1]}</tool_call>'},
+        {"from": "gpt", "value": hermes_tag('{"name": "look", "arguments": {"x": "é"}}')},
+        {"from": "tool", "value": "<tool_response>\nr\n</tool_response>"},
+        {"from": "gpt", "value": hermes_tag('{"name": "look", "arguments": {"y": [1]}}')},
     ]
-    assert [tool["name"] for tool in json.loads(first["tools"])] == ["look"]
+    assert second["conversations"][-1]["value"] == '{"name": "look", "arguments": {}}'
+    (tool,) = json.loads(first["tools"])
+    assert (tool["type"], tool["function"]["name"]) == ("function", "look")
     assert again.path.read_bytes() == written.path.read_bytes()
 
 
-def test_training_file_leaves_out_broken_unicode(tmp_path: Path) -> None:
+def hermes_tag(body: str) -> str:
+    return f"<tool_call>\n{body}\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"tool_calls": [{"name": "look", "arguments": {"y": [1]}}]},
+        {"assistant_response": '<tool_call name="look">{"y": [1]}</tool_call>'},
+    ],
+)
+def test_the_reader_of_public_sets_reads_the_training_file(
+    tmp_path: Path, answer: dict[str, Any]
+) -> None:
     with tracer_for(tmp_path / "spool") as tracer:
+        tracer.capture_call(**AGENT, user_query="q", tools=[{"name": "look"}], **answer)
+        written = tracer.generate_training_dataset(tmp_path / "out", usable=why_unusable)
+    (row,) = hermes_rows(written.path)
+    (call,) = hermes_calls(row, "toolcall", "ours")
+    assert [(turn.role, turn.content) for turn in call.messages] == [("user", "q")]
+    assert call.tool_calls == (ToolUse(name="look", arguments={"y": [1]}),)
+    assert [tool.name for tool in call.tools] == ["look"]
+    assert why_unusable(call) is None
+
+
+def test_a_filter_of_ones_own_may_keep_free_text(tmp_path: Path) -> None:
+    with tracer_for(tmp_path / "spool") as tracer:
+        tracer.capture_call(**AGENT, user_query="hello", assistant_response="Good day.")
         tracer.capture_call(**AGENT, user_query="\ud800", assistant_response="a")
-        written = tracer.generate_training_dataset(tmp_path / "out")
+        written = tracer.generate_training_dataset(tmp_path / "out", usable=lambda _: None)
     assert written.left_out == {DropReason.ENCODING: 1}
-    assert written.path.read_bytes() == b""
+    (row,) = hermes_rows(written.path)
+    assert (row["track"], row["tools"]) == (None, "[]")
+    assert row["conversations"] == [
+        {"from": "human", "value": "hello"},
+        {"from": "gpt", "value": "Good day."},
+    ]
+
+
+def test_a_refusal_is_a_row(tmp_path: Path) -> None:
+    with tracer_for(tmp_path / "spool") as tracer:
+        tracer.capture_call(**AGENT, user_query="q", assistant_response=NO_CALL_TEXT)
+        written = tracer.generate_training_dataset(tmp_path / "out", usable=why_unusable)
+    (row,) = hermes_rows(written.path)
+    assert row["conversations"][-1] == {"from": "gpt", "value": NO_CALL_TEXT}

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from slm_core.capture import drain_spool
-from slm_core.capture.usability import usable
+from slm_core.dataset import why_unusable
 from slm_core.prompting.prefix import PREFIXES
 from slm_core.records import Adapter, Example, Stage
 from slm_core.serving.exchange import Question
@@ -326,7 +326,7 @@ def test_a_dead_model_process_costs_a_caller_nothing_but_time(
 def test_students_answers_are_captured_and_never_become_training_data(gateway: Gateway) -> None:
     def stored() -> bool:
         with open_store(gateway.database) as store:
-            drain_spool(gateway.home / "spool", store, usable=usable)
+            drain_spool(gateway.home / "spool", store, usable=why_unusable)
             return store.calls.count() >= 20
 
     eventually(stored)
@@ -337,6 +337,6 @@ def test_students_answers_are_captured_and_never_become_training_data(gateway: G
     assert sources["slm"] >= 5
     for call in calls:
         assert (call.source == "slm") == call.model.startswith("adapter-")
-        assert call.source == "llm" or usable(call) is not None
+        assert call.source == "llm" or why_unusable(call) is not None
     compared = {c.tags["comparison"] for c in calls if "shadow" in c.tags}
     assert {"agreed", "disagreed"} <= compared

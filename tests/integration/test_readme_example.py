@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from slm_core.capture import drain_spool
+from slm_core.dataset import why_unusable
 from slm_core.store import open_store
 from slm_core.testing.provider import TEXT, FakeProvider
 
@@ -30,7 +31,7 @@ def test_the_example_captures_a_call(
         names["tracer"].close()  # type: ignore[attr-defined]
     assert "written=1" in capsys.readouterr().out
     with open_store(f"sqlite:///{tmp_path / 'slm.db'}") as store:
-        drain_spool(tmp_path / ".slm/spool", store)
+        drain_spool(tmp_path / ".slm/spool", store, usable=why_unusable)
         (call,) = store.calls.select()
     assert (call.response, call.agent_name, call.conversation_id) == (TEXT, "booking", "session-17")
     assert call.tags == {"domain": "travel"}

@@ -88,6 +88,22 @@ def test_a_track_that_the_adapter_was_not_trained_for_is_left_alone(
     assert [route.track for route in routes] == ["toolcall"]
 
 
+def test_a_track_that_was_not_measured_stays_with_the_teacher(
+    dataset: Dataset, store: Store
+) -> None:
+    decision = make_decision()
+    only = tuple(gate for gate in decision.gates if gate.track == "structured")
+    decision = decision.model_copy(update={"gates": only})
+    routes = promote_adapter.fn(make_adapter(), decision, dataset, "run-1", live=True)
+    assert [route.track for route in routes] == ["structured"]
+
+
+def test_a_decision_on_another_arm_promotes_no_adapter(dataset: Dataset, store: Store) -> None:
+    decision = make_decision(adapter_id=None)
+    assert promote_adapter.fn(make_adapter(), decision, dataset, "run-1", live=False) == []
+    assert store.routes.list() == ()
+
+
 def test_a_failure_never_goes_live(dataset: Dataset, store: Store) -> None:
     with pytest.raises(IllegalPromotion, match="is FAILURE"):
         promote_adapter.fn(make_adapter(), make_decision("FAILURE"), dataset, "run-1", live=True)

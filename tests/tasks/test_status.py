@@ -10,7 +10,10 @@ from prefect import flow, get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
-from tasks.status import ask_prefect
+from slm_core.settings import Settings
+from slm_core.status import Operations
+from slm_core.store import Store
+from tasks.status import ask_prefect, gather_status
 
 
 @flow(name="settle")
@@ -42,3 +45,12 @@ def test_red_runs_in_a_row_are_counted_from_the_newest(deployment: UUID) -> None
     ended(deployment, Completed())
     (routine,) = ask_prefect.fn().routines
     assert routine.red == 0
+
+
+def test_a_page_that_cannot_be_written_keeps_nobody_from_the_status(
+    settings: Settings, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = settings.home / "status.html"
+    (page / "in the way").mkdir(parents=True)
+    assert gather_status.fn(Operations()).host
+    assert f"status not written home={settings.home}" in caplog.text

@@ -74,20 +74,17 @@ def _ask_database(client: PrefectClient) -> None:
 
 
 def server_settings(settings: Settings) -> Answer:
-    """Are leases kept over a restart, and events on a database that holds them?"""
+    """Are leases kept over a restart?"""
     if settings.prefect_api_url is None:
         return unknown(no_server(settings))
     with _client(settings) as client:
         server = client.get("/admin/settings")["server"]
     storage = str(_dig(server, "concurrency", "lease_storage") or "")
-    problems = []
-    if storage.endswith("memory"):
-        problems.append("leases are kept in memory: after a restart a dead run's slot is lost")
     if not storage:
         return unknown("The server does not tell how it keeps leases.")
-    if problems:
+    if storage.endswith("memory"):
         return warned(
-            f"{'; '.join(problems)}.",
+            "Leases are kept in memory: after a restart a dead run's slot is lost.",
             "set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE as deployments/README.md says",
         )
     return passed(f"Leases are kept by {storage.removeprefix('prefect.server.concurrency.')}.")

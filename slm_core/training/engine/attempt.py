@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
+from slm_core.backends.loading import device_of, load_tokenizer
 from slm_core.backends.model_folder import file_sha256
-from slm_core.errors import DatasetError, ModelError, OutOfGpuMemory
+from slm_core.errors import DatasetError, OutOfGpuMemory
 from slm_core.prompting.prefix import get_prefix
 from slm_core.prompting.render import Renderer
 from slm_core.records import Split
@@ -23,7 +22,7 @@ from slm_core.training.engine.memory import limit_memory
 from slm_core.training.engine.publish import publish_adapter
 from slm_core.training.engine.ranks import Ranks, join
 from slm_core.training.engine.step_log import StepLog
-from slm_core.training.engine.student import Student, device_of, load_student
+from slm_core.training.engine.student import Student, load_student
 from slm_core.training.heartbeat import Heartbeat, Phase
 from slm_core.training.rows import Row, Rows, read_examples, tokenize
 from slm_core.training.run_folder import Job, RunFolder
@@ -49,14 +48,13 @@ def run_job(run: RunFolder, job: Job, stop: StopRequest, rank: int = 0) -> bool:
         OutOfGpuMemory: not even the smallest pass fits; the last finished step is saved.
     """
     spec = job.identity.spec
-    disable_progress_bar()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     if job.plan.gpus and spec.device != "cpu" and not torch.cuda.is_available():
         # torch is silent about a driver that does not start, and we would go on on the CPU. In
         # these words of its own it counts as a lost GPU, which is examined.
         raise RuntimeError("No CUDA GPUs are available")
-    device = device_of(spec)
+    device = device_of(spec.device)
     ranks = join(device, rank, job.plan.world_size, run.rendezvous(job.attempt))
     if device.type == "cuda":
         device = torch.device("cuda", ranks.local_rank)
@@ -71,7 +69,7 @@ def run_job(run: RunFolder, job: Job, stop: StopRequest, rank: int = 0) -> bool:
 def _train(run: RunFolder, job: Job, stop: StopRequest, ranks: Ranks, device: torch.device) -> bool:
     spec, plan = job.identity.spec, job.plan
     pulse = _Pulse(run, ranks)
-    renderer = Renderer(_load_tokenizer(Path(job.model_folder)), get_prefix(spec.cep))
+    renderer = Renderer(load_tokenizer(Path(job.model_folder)), get_prefix(spec.cep))
     train, val = _load_rows(job, "train", renderer), _load_rows(job, "val", renderer)
     if not train.kept:
         raise DatasetError(
@@ -210,13 +208,6 @@ def _prepare(loop: Loop, student: Student, rows: list[Row]) -> None:
     step_rows = max(len(loop.schedule.rows_of(step)) for step in (1, loop.schedule.total_steps))
     trial = [Numbered(row, 0) for row in longest[: max(1, min(largest, step_rows))]]
     loop.passes.try_longest(trial, spec.gpu_memory_fraction)
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
 
 
 def _tokenizer_sha256(folder: Path) -> str | None:

@@ -24,9 +24,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
+from slm_core.backends.loading import device_of, load_base, load_tokenizer
 from slm_core.errors import ConfigError, ModelError, PromptMismatch
 from slm_core.prompting.prefix import get_prefix
 from slm_core.prompting.render import Renderer
@@ -71,12 +70,11 @@ def merge_and_compare(order: MergeOrder) -> tuple[str, MergeCheck]:
         ConfigError: a GPU is asked for where none is.
         MissingDependency: 4-bit without bitsandbytes.
     """
-    disable_progress_bar()
     if order.threads is not None:
         torch.set_num_threads(order.threads)
     base, model = Path(order.model_folder), Path(order.model)
     probes = _probes(order, _renderer(order, base))
-    device = _device(order.device)
+    device = device_of(order.device)
 
     adapted, stored = _load_adapted(order, device, nf4=order.trained_on_nf4)
     before = _ask(adapted, probes, device)
@@ -92,16 +90,12 @@ def merge_and_compare(order: MergeOrder) -> tuple[str, MergeCheck]:
     gc.collect()
 
     _renderer(order, model)
-    after = _ask(_load(model, torch.float32).to(device), probes, device)
+    after = _ask(load_base(model, torch.float32).to(device), probes, device)
     return str(dtype).removeprefix("torch."), _compare(before, after, probes)
 
 
 def _renderer(order: MergeOrder, folder: Path) -> Renderer:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
-    renderer = Renderer(tokenizer, get_prefix(order.variant))
+    renderer = Renderer(load_tokenizer(folder), get_prefix(order.variant))
     if renderer.prompt_hash != order.prompt_hash:
         raise PromptMismatch(
             f"The adapter was trained with another prompt than {folder} makes: chat template, "
@@ -133,30 +127,6 @@ def _probes(order: MergeOrder, renderer: Renderer) -> list[Probe]:
     return found
 
 
-def _device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device='cuda', but torch sees no GPU; use device='auto' or 'cpu'.")
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
-
-
-def _load(folder: Path, dtype: torch.dtype | str, **options: Any) -> Any:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"The model in {folder} cannot be loaded: {error}") from error
-    model, loading = loaded
-    if loading["missing_keys"]:
-        raise ModelError(
-            f"The weights in {folder} lack some of the model's tensors.",
-            missing=sorted(loading["missing_keys"]),
-        )
-    return model.eval()
-
-
 def _load_adapted(
     order: MergeOrder, device: torch.device, *, nf4: bool
 ) -> tuple[PeftModel, torch.dtype]:
@@ -165,10 +135,10 @@ def _load_adapted(
     if nf4:
         precision = torch.bfloat16 if order.precision == "bfloat16" else torch.float32
         options = {"quantization_config": nf4_config(precision), "device_map": {"": device}}
-        base = _load(folder, precision, **options).dequantize(precision)
+        base = load_base(folder, precision, **options).dequantize(precision)
         stored = precision
     else:
-        base = _load(folder, "auto")
+        base = load_base(folder, "auto")
         stored = base.dtype
     try:
         adapted = PeftModel.from_pretrained(base.float().to(device), order.adapter_path)

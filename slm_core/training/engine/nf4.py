@@ -18,8 +18,8 @@ def nf4_config(precision: torch.dtype) -> Any:
     try:
         import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise MissingDependency(
-            "4-bit weights (NF4) need bitsandbytes; run `pip install bitsandbytes`."
+        raise MissingDependency.of_extra(
+            "train", "4-bit weights (NF4) need bitsandbytes", error
         ) from error
     from transformers import BitsAndBytesConfig
 

@@ -9,10 +9,9 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
+from slm_core.backends.loading import device_of, load_base
 from slm_core.errors import ConfigError, ModelError
 from slm_core.training.engine import attention
 from slm_core.training.engine.adapted import forget_inner, take_over
@@ -154,7 +153,7 @@ def load_student(
             a product with its output layer.
         MissingDependency: 4-bit without bitsandbytes.
     """
-    device = device or device_of(spec)
+    device = device or device_of(spec.device)
     precision = _precision(spec, device)
     base = _load_base(folder, precision, device, quantization or spec.quantization)
     return attach(base, spec, device=device, precision=precision)
@@ -207,19 +206,6 @@ def attach(
     return student
 
 
-def device_of(spec: TrainingSpec) -> torch.device:
-    """Return the device that the spec asks for.
-
-    Raises:
-        ConfigError: it asks for a GPU, and torch sees none.
-    """
-    if spec.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device='cuda', but torch sees no GPU; use device='auto' or 'cpu'.")
-    if spec.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(spec.device)
-
-
 def _precision(spec: TrainingSpec, device: torch.device) -> torch.dtype:
     if spec.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -229,23 +215,11 @@ def _precision(spec: TrainingSpec, device: torch.device) -> torch.dtype:
 def _load_base(
     folder: Path, precision: torch.dtype, device: torch.device, quantization: str
 ) -> Any:
-    options: dict[str, Any] = {"dtype": precision, "attn_implementation": attention.NAME}
+    options: dict[str, Any] = {"attn_implementation": attention.NAME}
     if quantization == "nf4":
         options |= {"quantization_config": nf4_config(precision), "device_map": {"": device}}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"The model in {folder} cannot be loaded: {error}") from error
-    base, loading = loaded
-    if loading["missing_keys"]:
-        # transformers would go on with random numbers in their place.
-        raise ModelError(
-            f"The weights in {folder} lack some of the model's tensors.",
-            missing=sorted(loading["missing_keys"]),
-        )
-    return base
+    # A worker's parent reads in its last words what became of memory or GPU.
+    return load_base(folder, precision, pass_faults=True, **options)
 
 
 def _check_length(config: Any, spec: TrainingSpec) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from slm_core.backends.adapter_folder import read_adapter
@@ -70,6 +71,7 @@ def test_a_prompt_that_does_not_fit_is_an_answer_with_an_error(tiny_model: Path)
     assert long.finish_reason == "error"
     assert long.text == ""
     assert "context=200" in (long.error or "")
+    assert (long.permanent, short.permanent) == (True, False)
     assert short.error is None
     # The context bounds prompt and answer together.
     assert after.prompt_tokens + after.completion_tokens <= 200
@@ -147,6 +149,18 @@ def test_changed_base_weights_are_refused(tiny_model: Path, tmp_path: Path) -> N
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
     with pytest.raises(ModelError, match=r"model\.safetensors is not the file"):
         LocalModel(folder)
+
+
+def test_base_weights_with_a_tensor_missing_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    # No list of hashes, as models come from the hub: only loading can notice.
+    folder = shutil.copytree(tiny_model, tmp_path / "gap")
+    tensors = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in tensors, "tied weights, which are no gap, are not tried"
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="lack some") as caught:
+        LocalModel(folder)
+    assert caught.value.context["missing"] == ["model.layers.1.mlp.up_proj.weight"]
 
 
 def test_a_damaged_adapter_is_refused(adapter: Adapter, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from slm_core.backends.model_memory import (
     ModelShape,
     estimate_memory,
 )
-from slm_core.errors import ConfigError, ModelError
+from slm_core.errors import ConfigError, MissingDependency, ModelError
 from slm_core.testing.fake_hub import (
     GOOD_TOKEN,
     LLAMA_8B_CONFIG,
@@ -219,6 +220,15 @@ def test_a_folder_is_read_without_the_hub(check: Any, hub: FakeHub, tiny_model: 
         values = sum(int(torch.numel(file.get_tensor(name))) for name in file.keys())  # noqa: SIM118
     assert (access.source, access.parameters) == ("folder", values)
     assert hub.asked == []
+
+
+def test_without_the_hubs_client_only_folders_can_be_checked(
+    check: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert check(str(tiny_model)).source == "folder"
+    with pytest.raises(MissingDependency, match=r"pip install .*\[hub\]"):
+        check("owner/open")
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "a/b/c"])

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
 
 from slm_core.backends.model_folder import check_model_folder, locate_model
-from slm_core.errors import ModelError
+from slm_core.errors import MissingDependency, ModelError
 
 
 def make_folder(path: Path, **files: bytes) -> Path:
@@ -112,6 +113,15 @@ def test_a_missing_path_is_not_taken_for_a_hub_id(name: str) -> None:
 def test_a_hub_id_that_cannot_be_had_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="neither a folder nor a model"):
         locate_model(name)
+
+
+def test_without_the_hubs_client_only_folders_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert locate_model(str(tmp_path)) == tmp_path
+    with pytest.raises(MissingDependency, match=r"pip install .*\[hub\]"):
+        locate_model("owner/model")
 
 
 def test_a_relative_folder_becomes_absolute(

@@ -177,13 +177,114 @@ def test_what_does_not_pass_is_the_rows_error_alone(backend: OpenAiBackend, scri
     assert (good.text, after.text) == ("ok", "ok")
     assert (bad.text, bad.finish_reason) == ("", "error")
     assert "RateLimitError" in (bad.error or "")
+    assert not bad.permanent
     assert sum(b["messages"][0]["content"] == "bad" for b in script.bodies) == 5
 
 
-def test_a_refused_prompt_is_not_tried_again(backend: OpenAiBackend, script: Script) -> None:
-    script.reply = lambda said: (400, {"error": {"message": "too long"}})
+def refusal(param: str, code: str, message: str) -> Reply:
+    kind = "invalid_request_error"
+    return 400, {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+NO_LIMIT = refusal(
+    "max_tokens",
+    "unsupported_parameter",
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+    "'max_completion_tokens' instead.",
+)
+NO_TEMPERATURE = refusal(
+    "temperature",
+    "unsupported_value",
+    "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) "
+    "value is supported.",
+)
+
+
+def reasoning(body: dict[str, Any]) -> Reply:
+    """Answer as a reasoning model does, which names one field at a time."""
+    if "max_tokens" in body:
+        return NO_LIMIT
+    return NO_TEMPERATURE if "temperature" in body else (200, chat())
+
+
+def test_a_reasoning_model_is_asked_in_its_own_words(
+    url: str, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = OpenAiBackend("o3", api_key="k", base_url=url, max_retries=0)
+    script.reply = lambda said: reasoning(script.bodies[-1])
+    (first,) = backend.complete(ask("a"), max_tokens=9)
+    assert (first.text, first.error) == ("ok", None)
+    said = [body.keys() - {"model", "messages"} for body in script.bodies]
+    assert said == [
+        {"max_tokens", "temperature"},
+        {"max_completion_tokens", "temperature"},
+        {"max_completion_tokens"},
+    ]
+    assert script.bodies[-1]["max_completion_tokens"] == 9
+    # It remembers, and tells once.
+    assert [a.text for a in backend.complete(ask("b", "c"), max_tokens=9)] == ["ok", "ok"]
+    backend.close()
+    assert len(script.bodies) == 5
+    warned = [record.getMessage() for record in caplog.records if record.name.startswith("slm")]
+    assert len(warned) == 2
+    assert "max_completion_tokens" in warned[0]
+    assert "not deterministic" in warned[1]
+
+
+def test_threads_that_are_refused_together_all_ask_again(
+    url: str, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    together = threading.Barrier(4)
+
+    def reply(said: str) -> Reply:
+        with script.lock:
+            body = next(b for b in script.bodies[::-1] if b["messages"][-1]["content"] == said)
+        if "max_tokens" in body:
+            together.wait(timeout=10)
+        return reasoning(body)
+
+    script.reply = reply
+    backend = OpenAiBackend("o3", api_key="k", base_url=url, max_retries=0, concurrency=4)
+    answers = list(backend.complete(ask(*"abcd"), max_tokens=9))
+    backend.close()
+    assert [(a.text, a.error) for a in answers] == [("ok", None)] * 4
+    assert sum("not deterministic" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_temperature_alone_can_be_left_out(backend: OpenAiBackend, script: Script) -> None:
+    replies = iter([NO_TEMPERATURE, (200, chat())])
+    script.reply = lambda said: next(replies)
+    (answer,) = backend.complete(ask("a"), max_tokens=9)
+    assert answer.text == "ok"
+    assert script.bodies[1].keys() == {"model", "messages", "max_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "asked"),
+    [
+        (refusal("max_tokens", "invalid_value", "max_tokens is too large: 9"), 1),
+        (refusal("tools", "unsupported_parameter", "Unsupported parameter: 'tools'"), 1),
+        (NO_LIMIT, 2),  # refused also in the other words
+    ],
+)
+def test_a_refusal_that_no_wording_mends_is_the_rows_error(
+    backend: OpenAiBackend, script: Script, reply: Reply, asked: int
+) -> None:
+    script.reply = lambda said: reply
+    (answer,) = backend.complete(ask("a"), max_tokens=9)
+    assert "BadRequestError" in (answer.error or "")
+    assert answer.permanent
+    assert len(script.bodies) == asked
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_prompt_is_not_tried_again(
+    backend: OpenAiBackend, script: Script, status: int
+) -> None:
+    script.reply = lambda said: (status, {"error": {"message": "too long"}})
     (answer,) = backend.complete(ask("x"), max_tokens=5)
     assert "too long" in (answer.error or "")
+    assert answer.permanent
     assert len(script.bodies) == 1
 
 
@@ -203,6 +304,17 @@ def test_nonsense_with_status_200_is_the_rows_error(
     (answer,) = backend.complete(ask("x"), max_tokens=5)
     assert answer.finish_reason == "error"
     assert answer.error
+    assert not answer.permanent
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_what_may_pass_is_no_refusal(url: str, script: Script, status: int) -> None:
+    backend = OpenAiBackend("m", api_key="k", base_url=url, max_retries=0)
+    script.reply = lambda said: (status, {})
+    (answer,) = backend.complete(ask("x"), max_tokens=5)
+    backend.close()
+    assert answer.error
+    assert not answer.permanent
 
 
 @pytest.mark.parametrize(

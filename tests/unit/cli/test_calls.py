@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from slm_core.capture import WorkflowTracer
+from slm_core.dataset.hub_rows import hermes_calls
+from slm_core.prompting.parse import parse_output
 from slm_core.records import Quarantined
 from slm_core.store import Store
 from slm_core.testing.records import WEATHER, make_call
@@ -97,8 +99,9 @@ def test_export_writes_hermes_rows(slm: Any, spool: Path, tmp_path: Path) -> Non
     file = slm.json("calls", "export", tmp_path / "out")
     assert (file["calls"], file["rows"]) == (2, 1)
     (row,) = map(json.loads, Path(file["path"]).read_text().splitlines())
-    assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"]
-    assert row["conversations"][1]["value"] == make_call(1).response
+    assert [turn["from"] for turn in row["conversations"]] == ["system", "human", "gpt"]
+    (call,) = hermes_calls(row, "toolcall", "ours")
+    assert call.tool_calls == parse_output(make_call(1).response or "", "toolcall").calls
     assert "1 of 2 calls" in slm("calls", "export", tmp_path / "out").stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from slm_core.serving import promote
 from slm_core.store import Store
 from slm_core.testing.records import make_adapter, make_call, make_decision
 from slm_core.testing.scores import MADE_AT
+from slm_core.training.orders import Order, OrderBook
 
 HERE = ("--agent", "weather-desk", "--track", "toolcall")
 
@@ -133,8 +135,23 @@ def test_a_canary_goes_live_by_the_limits_that_it_was_given(
         store.traffic.add({one: n})
     live_now = ("adapters", "promote", "adapter-0", *HERE, "--reason", "good")
     assert "20 of 200" in slm.refused(*live_now)
+    (listed,) = slm.json("routes", "list")
+    assert listed["traffic"]["disagreement"]["threshold"] == strict.max_disagreement
     slm(*live_now, "--to", "canary", "--share", "0.5")
     assert store.routes.history("weather-desk", "toolcall")[-1].limits == strict
     slm("adapters", "promote", "adapter-1", *HERE, "--reason", "new", "--to", "shadow")
     usual = RETRAIN_PRESETS["nano"].promotion.limits
     assert store.routes.history("weather-desk", "toolcall")[-1].limits == usual
+
+
+def test_a_first_step_has_the_limits_of_the_plan_that_the_adapter_was_made_by(
+    slm: Any, store: Store, slm_home: Path, adapters: list[Adapter]
+) -> None:
+    plan = RETRAIN_PRESETS["nano"].promotion.model_copy(
+        update={"limits": TrafficLimits(max_disagreement=0.01)}
+    )
+    spec = RETRAIN_PRESETS["nano"].model_copy(update={"promotion": plan})
+    order = Order(run_id=adapters[0].run_id, flow="retrain", spec=spec.model_dump(mode="json"))
+    OrderBook(slm_home / "runs").write(order)
+    slm("adapters", "promote", "adapter-0", *HERE, "--reason", "new", "--to", "shadow")
+    assert store.routes.history("weather-desk", "toolcall")[-1].limits == plan.limits

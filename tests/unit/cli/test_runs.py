@@ -117,6 +117,20 @@ def test_every_kind_of_run_is_listed_with_its_state(
     assert set(states) <= set(shown.split())
 
 
+def test_runs_and_status_say_the_same_step_before_a_torn_end(
+    slm: Any, store: Store, slm_home: Path, book: OrderBook
+) -> None:
+    run = train(slm_home, "run-1")
+    with run.events.open("ab") as events:
+        events.write(b"\n" + b"\0" * 5000 + b'\n{"step": 43')
+    with book.hold("run-1"):
+        book.write(order("run-1"))
+        (listed,) = slm.json("runs", "list")
+        (seen,) = slm.json("status")["status"]["runs"]
+    assert [part["step"] for part in listed["parts"]] == [42]
+    assert (seen["step"], seen["total_steps"]) == (42, 100)
+
+
 def test_a_run_is_shown_with_attempts_checkpoints_and_what_to_do(
     slm: Any, store: Store, slm_home: Path, book: OrderBook
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from slm_core.dataset import DatasetSpec, build, read_split
 from slm_core.dataset.files import read_dataset
+from slm_core.dataset.test_sets import write_test_set
 from slm_core.errors import ConfigError, DatasetError, NotEnoughCalls
 from slm_core.prompting.parse import parse_output
 from slm_core.prompting.prefix import PREFIXES
@@ -160,6 +161,8 @@ def test_a_majority_answer_wins_and_a_tie_is_dropped(make_call, make_calls, tmp_
     dataset = build(calls, SPEC, tmp_path)
 
     reasons = {drop["call_id"]: drop["reason"] for drop in lines(dataset, "drops.jsonl")}
+    details = {drop["call_id"]: drop["detail"] for drop in lines(dataset, "drops.jsonl")}
+    assert details["minority"] == "2 answers, in 3/1 of the calls read"
     assert reasons == {
         "same-0": "exact duplicate",
         "same-1": "exact duplicate",
@@ -179,7 +182,7 @@ def test_parallel_calls_in_another_order_are_the_same_answer(make_call, make_cal
     assert dataset.drops == {"exact duplicate": 1}
 
 
-def test_frozen_questions_and_conversations_stay_out(make_call, make_calls, tmp_path):
+def test_frozen_questions_and_conversations_train_nothing(make_call, make_calls, tmp_path):
     old = build(make_calls(120), SPEC, tmp_path)
     tested = read_split(old.path, "test")
     first = tested[0]
@@ -196,11 +199,64 @@ def test_frozen_questions_and_conversations_stay_out(make_call, make_calls, tmp_
     )
 
     drops = {d["call_id"]: d for d in lines(new, "drops.jsonl")}
-    assert set(drops) == {e.source_call_id for e in tested} | {"call-0800", "call-0801"}
+    assert set(drops) == {"call-0800", "call-0801"}
     assert {d["reason"] for d in drops.values()} == {"in a frozen test split"}
     assert drops["call-0800"]["detail"] == f"same question as {first.id} of {old.id}"
     assert drops["call-0801"]["detail"].startswith("same conversation as")
     assert new.parent_test_ids == (old.id,)
+    assert new.rows == {"train": 192, "val": 24, "test": 24}
+    assert {e.id for e in tested} < {e.id for e in read_split(new.path, "test")}
+
+
+def test_ten_rounds_each_train_on_more_and_never_on_what_was_tested(make_calls, tmp_path):
+    frozen: list[Dataset] = []
+    tested: set[str] = set()
+    trained = 0
+    for number in range(1, 11):
+        calls = make_calls(100 * number)
+        dataset = build(calls, SPEC, tmp_path, frozen=frozen)
+        again = build(calls[::-1], SPEC, tmp_path / "again", frozen=frozen)
+
+        rows = {split: {e.id for e in read_split(dataset.path, split)} for split in SPLITS}
+        assert again.files == dataset.files
+        assert (dataset.calls, dataset.drops) == (100 * number, {})
+        assert tested <= rows["test"]
+        assert not tested & (rows["train"] | rows["val"])
+        assert len(rows["train"]) - trained >= 75
+        assert abs(len(rows["test"]) - 10 * number) <= 1
+        tested, trained = rows["test"], len(rows["train"])
+        frozen.append(dataset)
+
+
+def test_a_tested_row_keeps_its_conversation_and_its_answer(make_call, make_calls, tmp_path):
+    old = build(make_calls(120), SPEC, tmp_path)
+    row = read_split(old.path, "test")[0]
+    number = int(row.conversation_id.removeprefix("conversation-"))
+    moved = make_call(number, id="a", track=row.track, conversation_id="another")
+    changed = make_call(
+        number, id="b", track=row.track, conversation_id="b", tool_calls=calls_to("Elsewhere"),
+        response=None,
+    )  # fmt: skip
+    # Tied to the first copy, which would take it to the test split.
+    friend = make_call(900, conversation_id="another")
+
+    new = build([*make_calls(120), moved, changed, friend], SPEC, tmp_path, frozen=[old])
+
+    drops = [(d["call_id"], d["detail"]) for d in lines(new, "drops.jsonl")]
+    assert drops == [(name, f"same prompt as {row.id} of {old.id}") for name in "ab"]
+    assert row in read_split(new.path, "test")
+    assert "call-0900" not in {e.source_call_id for e in read_split(new.path, "test")}
+
+
+def test_of_a_test_set_file_no_row_stays_even_if_it_was_tested_on(make_calls, tmp_path):
+    old = build(make_calls(120), SPEC, tmp_path)
+    tested = read_split(old.path, "test")
+    write_test_set(tested[:3], tmp_path / "gold.jsonl")
+
+    new = build(make_calls(240), SPEC, tmp_path, frozen=[old, tmp_path / "gold.jsonl"])
+
+    assert new.drops == {"in a frozen test split": 3}
+    assert {e.id for e in tested[3:]} < {e.id for e in read_split(new.path, "test")}
 
 
 def test_equal_text_outside_the_frozen_conversation_is_judged_by_itself(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from slm_core.dataset.counts import count_rows, to_markdown
-from slm_core.dataset.examples import to_example
+from slm_core.dataset.examples import examine
 from slm_core.prompting.formats import NO_CALL_TEXT
 from slm_core.records import Drop, DropReason
 
 
 def counts_of(make_call):
-    train = [to_example(make_call(n, tags={"domain": "a|b"})) for n in range(4)]
-    train.append(to_example(make_call(8, response=NO_CALL_TEXT, conversation_id="conversation-0")))
+    train = [examine(make_call(n, tags={"domain": "a|b"})) for n in range(4)]
+    train.append(examine(make_call(8, response=NO_CALL_TEXT, conversation_id="conversation-0")))
     splits = {
         "train": train,
-        "val": [to_example(make_call(5, track="structured"))],
-        "test": [to_example(make_call(6))],
+        "val": [examine(make_call(5, track="structured"))],
+        "test": [examine(make_call(6))],
     }
     drops = [Drop(call_id="x", reason=DropReason.FAILED), Drop(call_id="y", reason="no response")]
     return count_rows(splits, drops, None)
@@ -35,7 +35,7 @@ def test_rows_are_counted_by_track_tool_and_domain(make_call):
 
 def test_lengths_are_characters_without_a_tokenizer(make_call):
     counts = counts_of(make_call)
-    row = to_example(make_call(6))
+    row = examine(make_call(6))
 
     assert counts["length_unit"] == "characters"
     expected = len("You help.") + len(row.prompt[1].content) + len(row.completion)

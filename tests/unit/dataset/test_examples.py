@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from slm_core.dataset import drop_reason
-from slm_core.dataset.examples import to_example
-from slm_core.errors import DatasetError
+from slm_core.dataset import drop_reason, why_unusable
+from slm_core.dataset.examples import examine
 from slm_core.prompting.formats import NO_CALL_JSON, NO_CALL_TEXT
-from slm_core.records import DropReason, Message, Tool, ToolUse
+from slm_core.records import DropReason, Example, Message, Tool, ToolUse
 
 WEATHER = ToolUse(name="get_weather", arguments={"city": "Oslo"})
 TAG = '<tool_call name="get_weather">{"city": "Oslo"}</tool_call>'
@@ -98,14 +97,14 @@ def test_the_first_filter_that_objects_names_the_reason(make_call):
 )
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_canonical_refusal_is_kept_as_a_no_call_example(make_call, track, response, declared):
-    example = to_example(make_call(track=track if declared else None, response=response))
+    example = examine(make_call(track=track if declared else None, response=response))
 
     assert (example.track, example.calls, example.completion) == (track, (), response)
 
 
 @pytest.mark.parametrize(("response", "track"), [(TAG, "toolcall"), (JSON, "structured")])
 def test_an_undeclared_track_is_read_from_the_response(make_call, response, track):
-    example = to_example(make_call(track=None, response=response))
+    example = examine(make_call(track=None, response=response))
 
     assert example.track == track
     assert example.calls == (WEATHER,)
@@ -114,19 +113,19 @@ def test_an_undeclared_track_is_read_from_the_response(make_call, response, trac
 def test_completions_are_written_canonically(make_call):
     spaced = make_call(response=f" \n{TAG.replace(': ', ':')}\n")
 
-    assert to_example(spaced).completion == TAG
+    assert examine(spaced).completion == TAG
 
 
 @pytest.mark.parametrize(("track", "text"), [("toolcall", TAG), ("structured", JSON)])
 def test_native_tool_calls_become_the_canonical_text(make_call, track, text):
-    example = to_example(make_call(track=track, response="Let me see.", tool_calls=(WEATHER,)))
+    example = examine(make_call(track=track, response="Let me see.", tool_calls=(WEATHER,)))
 
     assert example.completion == text
 
 
 def test_parallel_native_calls_keep_their_order(make_call):
     time = ToolUse(name="get_time", arguments={"city": "Rio"})
-    example = to_example(make_call(track=None, response=None, tool_calls=(time, WEATHER)))
+    example = examine(make_call(track=None, response=None, tool_calls=(time, WEATHER)))
 
     assert example.track == "toolcall"
     assert example.calls == (time, WEATHER)
@@ -168,27 +167,40 @@ def test_a_local_reference_is_followed(make_call):
 
 
 def test_unicode_survives(make_call):
-    example = to_example(make_call(response=None, **arguments(city="Zürich 東京 🏔")))
+    example = examine(make_call(response=None, **arguments(city="Zürich 東京 🏔")))
 
     assert example.completion.endswith('{"city": "Zürich 東京 🏔"}</tool_call>')
 
 
 def test_the_id_follows_from_the_text_alone(make_call):
-    one = to_example(make_call(1))
-    again = to_example(make_call(1, id="other", conversation_id="elsewhere", tags={"a": "b"}))
-    other = to_example(make_call(2))
+    one = examine(make_call(1))
+    again = examine(make_call(1, id="other", conversation_id="elsewhere", tags={"a": "b"}))
+    other = examine(make_call(2))
 
     assert one.id == again.id != other.id
     assert (one.source_call_id, again.source_call_id) == ("call-0001", "other")
 
 
 def test_tags_and_domain_travel_with_the_example(make_call):
-    example = to_example(make_call(tags={"domain": "travel", "agent_name": "mine"}))
+    example = examine(make_call(tags={"domain": "travel", "agent_name": "mine"}))
 
     assert example.domain == "travel"
     assert example.tags == {"domain": "travel", "agent_name": "mine", "agent_type": "sub-agent"}
 
 
-def test_to_example_refuses_what_drop_reason_objects_to(make_call):
-    with pytest.raises(DatasetError, match="call-0000 cannot become an example: call failed"):
-        to_example(make_call(success=False))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"success": False},
+        {"finish_reason": "content_filter"},
+        {"response": "It is sunny."},
+        arguments(city=5),
+    ],
+)
+def test_usable_is_what_can_become_an_example(make_call, changes):
+    call = make_call(**changes)
+    example, reason = examine(call), why_unusable(call)
+
+    assert reason == (drop_reason(call)[0].value if changes else None)
+    assert isinstance(example, Example) == (reason is None)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from slm_core.dataset import DatasetSpec, build, drop_reason
-from slm_core.dataset.examples import to_example
+from slm_core.dataset.examples import examine
 from slm_core.dataset.hub import load_hermes, load_xlam, read_rows
 from slm_core.dataset.hub_rows import UnreadableRow, hermes_calls, python_type_schema, xlam_calls
 from slm_core.errors import DatasetError, MissingDependency
@@ -74,7 +74,7 @@ def test_a_hermes_row_is_a_call_without_the_hermes_instructions():
         ToolUse(name="set_lights", arguments={"room": "room 3", "on": True}),
     )
     assert call.tools[0].parameters == LIGHTS["function"]["parameters"]
-    assert to_example(call).domain == "IoT"
+    assert examine(call).domain == "IoT"
     assert drop_reason(call) is None
 
 
@@ -148,7 +148,7 @@ def test_an_xlam_row_gets_its_python_types_as_json_schema():
         },
         "required": ["city"],
     }
-    assert to_example(call).completion == (
+    assert examine(call).completion == (
         '{"name": "forecast", "arguments": {"city": "Rio", "days": 2}}'
     )
 
@@ -156,7 +156,7 @@ def test_an_xlam_row_gets_its_python_types_as_json_schema():
 def test_an_xlam_row_without_answers_is_a_refusal():
     (call,) = xlam_calls(xlam_row(answers="[]"), "structured", "xlam")
 
-    assert to_example(call).completion == NO_CALL_JSON
+    assert examine(call).completion == NO_CALL_JSON
 
 
 @pytest.mark.parametrize(

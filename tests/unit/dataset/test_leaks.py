@@ -6,7 +6,7 @@ import pytest
 
 from slm_core.dataset import DatasetSpec, build, read_split
 from slm_core.dataset.counts import count_rows
-from slm_core.dataset.examples import to_example
+from slm_core.dataset.examples import examine
 from slm_core.dataset.files import dataset_id, split_file, to_jsonl, write_dataset
 from slm_core.dataset.leaks import check_leaks
 from slm_core.dataset.test_sets import gold_id, write_test_set
@@ -35,7 +35,7 @@ def write_splits(splits, folder) -> str:
 
 @pytest.fixture
 def splits(make_calls):
-    examples = [to_example(call) for call in make_calls(30)]
+    examples = [examine(call) for call in make_calls(30)]
     return {"train": examples[:20], "val": examples[20:25], "test": examples[25:]}
 
 
@@ -80,7 +80,7 @@ def test_near_duplicates_can_be_allowed(splits, tmp_path):
 
 def test_a_test_set_file_is_compared_with_train_and_val(splits, make_call, tmp_path):
     path = write_splits(splits, tmp_path)
-    fresh = to_example(make_call(700))
+    fresh = examine(make_call(700))
     asked = splits["val"][0].prompt[-1].content
     leaked = fresh.model_copy(
         update={"id": "planted", "prompt": (Message(role="user", content=asked.lower()),)}
@@ -95,14 +95,14 @@ def test_a_test_set_file_is_compared_with_train_and_val(splits, make_call, tmp_p
 
 def test_test_rows_that_two_datasets_share_are_no_leak(splits, make_calls, tmp_path):
     one = write_splits(splits, tmp_path)
-    fresh = [to_example(call) for call in make_calls(30, first=100)]
+    fresh = [examine(call) for call in make_calls(30, first=100)]
     other = write_splits({**splits, "train": fresh[:25], "val": fresh[25:]}, tmp_path)
 
     check_leaks(other, [one])
 
 
 def test_build_keeps_a_test_set_file_out(make_calls, tmp_path):
-    gold = [to_example(call) for call in make_calls(10)]
+    gold = [examine(call) for call in make_calls(10)]
     write_test_set(gold, tmp_path / "gold.jsonl")
 
     dataset = build(make_calls(140), DatasetSpec(), tmp_path, frozen=[str(tmp_path / "gold.jsonl")])

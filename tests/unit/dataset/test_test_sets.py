@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_core.dataset.examples import to_example
+from slm_core.dataset.examples import examine
 from slm_core.dataset.test_sets import (
     gold_id,
     gold_problem,
@@ -27,14 +27,14 @@ OSLO = ToolUse(name="get_weather", arguments={"city": "Oslo", "days": 1})
 
 @pytest.fixture
 def row(make_call) -> Example:
-    return to_example(make_call(tool_calls=(OSLO,)))
+    return examine(make_call(tool_calls=(OSLO,)))
 
 
 def test_a_set_is_read_back_as_it_was_written(row, make_call, tmp_path):
     rows = [
         row.model_copy(update={"accepted": ({"days": [None, 2], "city": ["oslo"]},)}),
-        to_example(make_call(2, track="structured")),
-        to_example(make_call(4, response=NO_CALL_TEXT)),
+        examine(make_call(2, track="structured")),
+        examine(make_call(4, response=NO_CALL_TEXT)),
     ]
 
     gold = write_test_set(rows, tmp_path / "gold.jsonl")
@@ -131,7 +131,7 @@ def test_a_set_that_cannot_be_written_leaves_the_old_one(row, make_call, tmp_pat
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         with pytest.raises(DatasetError, match="Could not write"):
-            write_test_set([to_example(make_call(n)) for n in range(20)], path)
+            write_test_set([examine(make_call(n)) for n in range(20)], path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

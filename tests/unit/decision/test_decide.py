@@ -69,6 +69,18 @@ def test_success_says_promote_and_names_the_adapter(build):
     assert decision.next_actions == ("Promote ad-1: shadow first, then canary, then live.",)
 
 
+def test_a_success_of_another_arm_is_no_verdict_on_the_adapter(build):
+    arms = [
+        build.arm("teacher", "toolcall", 0.9),
+        build.arm("student_cep", "toolcall", 0.97),
+        build.arm("adapter", "toolcall", 0.1),
+    ]
+    paired = [build.difference("toolcall", 0.07, a="student_cep")]
+    decision = decide(build.evaluation(arms, paired), DecisionSpec(candidate="student_cep"))
+    assert (decision.outcome, decision.adapter_id) == ("SUCCESS", None)
+    assert decision.next_actions[0].startswith("Promote the student_cep")
+
+
 def test_success_below_the_teacher_keeps_it_as_fallback(build):
     decision = decide(build.both(0.96, 0.926), SPEC)
 

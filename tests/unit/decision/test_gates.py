@@ -154,6 +154,24 @@ def test_a_server_that_fails_spoils_the_numbers(build, errors, verdict):
     assert decision.outcome == ("SUCCESS" if verdict == "pass" else "FAILURE")
 
 
+@pytest.mark.parametrize(("errors", "comparable"), [(4, True), (5, False)])
+def test_a_teacher_whose_requests_failed_is_no_measure(build, errors, comparable):
+    good = build.track("toolcall", 0.96, teacher=0.9)
+    teacher = next(arm for arm in good.arms if arm.arm == "teacher")
+    failing = teacher.model_copy(update={"errors": errors})
+    arms = [failing if arm is teacher else arm for arm in good.arms]
+
+    decision = decide(build.evaluation(arms, good.paired), SPEC)
+
+    against = ("not_worse_than_teacher", "beats_teacher", "no_loss_in_production", "scale_up")
+    found = {gate(decision, name).verdict for name in against}
+    assert found == ({"pass"} if comparable else {"inconclusive"})
+    assert decision.outcome == ("SUCCESS" if comparable else "PARTIAL")
+    if not comparable:
+        said = gate(decision, "not_worse_than_teacher").reason
+        assert said == "5 of 400 requests to the teacher failed, at most 1.0% may: it is no measure"
+
+
 @pytest.mark.parametrize("adapter", [0.99, 0.1])
 def test_too_few_rows_decide_nothing(build, adapter):
     decision = decide(build.track("toolcall", adapter, n=99), SPEC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slm_core.errors import EvaluationError
-from slm_core.evaluation.compare import Side, mcnemar_exact, paired_differences
+from slm_core.evaluation.compare import Side, mcnemar_exact, paired_differences, sign_flip_exact
 from slm_core.evaluation.metrics import draw, tabulate
 from slm_core.records import CaseResult, FailureClass, PairedDifference, RowScore
 
@@ -29,6 +29,26 @@ def test_mcnemar_with_thousands_of_discordant_rows():
     assert mcnemar_exact(5000, 5000) == 1.0
     assert mcnemar_exact(6000, 4000) < 1e-80
     assert 0.04 < mcnemar_exact(5100, 4900) < 0.05
+
+
+@pytest.mark.parametrize(("a_only", "b_only"), [(0, 0), (5, 5), (6, 0), (10, 2), (1, 0), (40, 25)])
+def test_flipping_conversations_of_one_row_is_mcnemar(a_only, b_only):
+    surplus = [1] * a_only + [-1] * b_only + [0] * 7
+    assert sign_flip_exact(surplus) == pytest.approx(mcnemar_exact(a_only, b_only), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("surplus", "p"),
+    [
+        ([10, 10, 10, 10], 2 / 16),
+        ([3, 1], 2 / 4),  # sums 4, 2, -2, -4
+        ([3, -1], 1.0),
+        ([4, 2, 1, -1], 6 / 16),  # 6 of the 16 sums are 6 or more, either way
+        ([0, 0], 1.0),
+    ],
+)
+def test_flipping_conversations_by_hand(surplus, p):
+    assert sign_flip_exact(surplus) == pytest.approx(p, rel=1e-12)
 
 
 def rows(pattern: str, arm: str, *, wide: int = 1) -> list[CaseResult]:
@@ -64,8 +84,11 @@ def rows(pattern: str, arm: str, *, wide: int = 1) -> list[CaseResult]:
     return found
 
 
-def compare(a: str, b: str, *, seed: int = 0) -> dict[str, PairedDifference]:
-    tables = [tabulate(rows(a, "adapter"), "strict"), tabulate(rows(b, "teacher"), "strict")]
+def compare(a: str, b: str, *, seed: int = 0, wide: int = 1) -> dict[str, PairedDifference]:
+    tables = [
+        tabulate(rows(marks, arm, wide=wide), "strict")
+        for marks, arm in ((a, "adapter"), (b, "teacher"))
+    ]
     draws = draw(tables, seed=seed, resamples=1000)
     sides = (
         Side("adapter", tables[0], draws[0]),
@@ -90,6 +113,16 @@ def test_differences_by_hand():
         *("json_valid_rate", "exact_match_rate"),
         *("field_precision", "field_recall", "field_f1", "macro_field_f1"),
     }
+
+
+def test_rows_of_one_conversation_are_no_independent_witnesses():
+    # 6 of 8 conversations of ten rows differ, 4 for a and 2 for b: 40 rows against 20.
+    a, b = "1" * 40 + "0" * 20 + "1" * 20, "0" * 40 + "1" * 20 + "1" * 20
+    apart, together = (compare(a, b, wide=wide)["exact_match_rate"] for wide in (1, 10))
+    assert (apart.a_only, apart.b_only) == (together.a_only, together.b_only) == (40, 20)
+    assert apart.mcnemar_p == mcnemar_exact(40, 20) < 0.02
+    assert together.mcnemar_p == pytest.approx(44 / 64)
+    assert together.difference.low < 0 < apart.difference.low
 
 
 def test_pairing_takes_out_what_the_arms_share():

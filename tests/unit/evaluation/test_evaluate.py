@@ -240,6 +240,39 @@ def test_a_backend_that_never_answers_is_down_however_few_the_cases(tmp_path):
         run(tmp_path, adapter(lambda _: failed("no")), cases=CASES[:2])
 
 
+def test_requests_refused_for_good_do_not_stop_the_evaluation(tmp_path):
+    # 5 refusals in a row, which is more than give_up_after.
+    refused = [failed("too long", permanent=True)] * 5
+    arm = adapter([*refused, *(c.completion for c in CASES[5:])])
+    evaluation = run(tmp_path, arm)
+    assert sum(scored.errors for scored in evaluation.arms) == 5
+    rows = read_details(tmp_path / "details.jsonl")
+    assert [row.error for row in rows] == ["too long"] * 5 + [None] * 7
+    assert {row.strict.failure for row in rows[:5]} == {FailureClass.ERROR}
+    assert len((tmp_path / "outputs-adapter.jsonl").read_text().splitlines()) == 7
+
+
+def test_requests_refused_for_good_do_not_hide_that_a_backend_is_down(tmp_path):
+    down, refused = failed("connection refused"), failed("too long", permanent=True)
+    arm = adapter([CASES[0].completion, down, down, refused, down, down])
+    with pytest.raises(BackendUnavailable, match="4 times in a row"):
+        run(tmp_path, arm)
+    with pytest.raises(BackendUnavailable, match="2 times in a row") as caught:
+        run(tmp_path / "few", adapter([refused, down, down]), cases=CASES[:3])
+    assert caught.value.context["last_error"] == "connection refused"
+
+
+def test_a_backend_that_refuses_every_case_is_not_asked_again(tmp_path):
+    refusals = [failed(f"refusal {number}", permanent=True) for number in range(12)]
+    with pytest.raises(
+        BackendError, match="refused all 12 requests, the last with: 'refusal 11'"
+    ) as caught:
+        run(tmp_path, adapter(refusals))
+    assert not caught.value.retryable
+    assert "shorten them" in str(caught.value)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
 def test_a_backend_that_raises_is_closed_and_its_answers_are_kept(tmp_path):
     arm = adapter([CASES[0].completion, BackendUnavailable("gone")])
     with pytest.raises(BackendUnavailable, match="gone"):

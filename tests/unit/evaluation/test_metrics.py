@@ -174,6 +174,72 @@ def test_over_calls_are_told_by_meaning_in_both_views():
     assert metrics_of(rows, "strict")["args_exact_rate"].value == 0
 
 
+def in_conversations(rows_of_each: list[list[bool]]) -> list[CaseResult]:
+    """One list of right and wrong rows for each conversation."""
+    marks = [(name, right) for name, rows in enumerate(rows_of_each) for right in rows]
+    return [
+        result(at, scored(2, 2, 2) if right else MISS, cluster=f"c{name}")
+        for at, (name, right) in enumerate(marks)
+    ]
+
+
+def test_rows_of_one_conversation_do_not_make_a_rate_surer():
+    # 40 conversations of 10 rows each, 6 of them wrong as a whole.
+    found = metrics_of(in_conversations([[at >= 6] * 10 for at in range(40)]))
+    assert (wilson(0.85, 400).low, wilson(0.85, 400).high) == pytest.approx(
+        (0.812, 0.882), abs=1e-3
+    )
+    for name in ("valid_call_rate", "name_match_rate", "args_exact_rate"):
+        rate = found[name]
+        assert (rate.value, rate.n) == (0.85, 400)
+        assert (rate.low, rate.high) == (found["args_recall"].low, found["args_recall"].high)
+        assert rate.low < 0.75 < 0.94 < rate.high
+
+
+def test_one_row_a_conversation_leaves_the_interval_of_independent_rows():
+    found = metrics_of([result(at, scored(2, 2, 2) if at >= 6 else MISS) for at in range(40)])
+    for name in ("valid_call_rate", "name_match_rate", "args_exact_rate"):
+        assert (found[name].low, found[name].high) == wilson(34 / 40, 40)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_conversations_that_all_agree_are_judged_by_their_number(right: bool):
+    rate = metrics_of(in_conversations([[right] * 10] * 20))["args_exact_rate"]
+    assert (rate.low, rate.high) == wilson(float(right), 20)
+
+
+def test_what_rows_share_never_narrows_an_interval():
+    # 99 conversations, one of them with two rows: the bootstrap alone would begin at .97.
+    found = metrics_of(in_conversations([[False], [True, True], *[[True]] * 97]))
+    rate, alone = found["args_exact_rate"], wilson(0.99, 100)
+    assert rate.n == 100
+    assert rate.low == alone.low < 0.95
+    assert rate.high == 1.0 > alone.high
+
+
+def test_an_over_call_rate_counts_the_conversations_it_is_about():
+    over = RowScore(
+        parsed=True,
+        name_match=False,
+        exact=False,
+        true_positives=0,
+        predicted=2,
+        gold=0,
+        failure=FailureClass.OVER_CALL,
+    )
+    calls = [result(at, scored(2, 2, 2), cluster=f"c{at // 10}") for at in range(100)]
+    refusals = [
+        result(100 + at, over if at < 5 else scored(0, 0, 0), gold=NO_CALL_TEXT, cluster=f"c{at}")
+        for at in range(10)
+    ]
+    rate = metrics_of([*calls, *refusals])["over_call_rate"]
+    assert (rate.value, rate.n) == (0.5, 10)
+    assert (rate.low, rate.high) == wilson(0.5, 10)  # one such row in each conversation
+    together = [row.model_copy(update={"cluster": "c0"}) for row in refusals]
+    rate = metrics_of([*calls, *together])["over_call_rate"]
+    assert (rate.low, rate.high) == wilson(0.5, 1)  # all in one, which many resamples lack
+
+
 def test_without_no_call_rows_there_is_no_over_call_rate():
     assert "over_call_rate" not in metrics_of(TABLE[:5])
 

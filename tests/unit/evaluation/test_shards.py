@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_core.backends.base import WINDOW_BATCHES
+from slm_core.backends.base import WINDOW_BATCHES, Completion, Request
 from slm_core.errors import BackendUnavailable
 from slm_core.evaluation import Arm, EvaluationSpec, answer, evaluate, gather, read_details, split
 from slm_core.records import TRACKS, Example
@@ -54,6 +54,22 @@ def test_an_evaluation_of_shards_is_the_evaluation_of_one_worker(tmp_path: Path)
     assert merged.id == whole.id
     assert merged.arms == whole.arms
     assert read_details(Path(merged.details_path)) == read_details(Path(whole.details_path))
+
+
+def test_a_shard_of_prompts_that_are_all_too_long_stops_no_other(tmp_path: Path) -> None:
+    first, second = split(CASES, 2, SPEC)
+    short = {case.prompt[-1].content for case in first}
+
+    def up_to_a_length(request: Request) -> str | Completion:
+        asked = request.prompt[-1].content
+        return GOLD[asked] if asked in short else failed("too long", permanent=True)
+
+    arm = Arm("student", lambda: ScriptedBackend(up_to_a_length), "s")
+    assert answer(arm, first, SPEC, tmp_path / "0") == len(first)
+    assert answer(arm, second, SPEC, tmp_path / "1") == 0
+    gather("student", [tmp_path / "0", tmp_path / "1"], tmp_path / "out")
+    merged = evaluate(CASES, [arm], SPEC, tmp_path / "out", test_set_id="t")
+    assert sum(scored.errors for scored in merged.arms) == len(second)
 
 
 def test_a_lost_shard_is_answered_again_and_no_other(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from slm_core.prompting.prefix import (
     PREFIXES,
-    VARIANTS,
     ContextPrefix,
     ErrorPattern,
     Rule,
@@ -26,8 +27,8 @@ IDS: dict[Variant, str] = {
 
 def test_the_four_variants_have_the_ids_that_adapters_were_trained_with():
     assert {variant: prefix.id for variant, prefix in PREFIXES.items()} == IDS
-    assert tuple(PREFIXES) == VARIANTS
-    assert [prefix.variant for prefix in PREFIXES.values()] == list(VARIANTS)
+    assert tuple(PREFIXES) == get_args(Variant)
+    assert [prefix.variant for prefix in PREFIXES.values()] == list(PREFIXES)
 
 
 @pytest.mark.parametrize("pattern", ErrorPattern)
@@ -59,7 +60,7 @@ def test_the_id_is_that_of_the_text():
     assert prefix("a").id != prefix("b").id
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PREFIXES)
 def test_a_prefix_is_plain_text(variant: Variant):
     text = PREFIXES[variant].text
     assert text == text.strip()

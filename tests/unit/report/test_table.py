@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 from rich.console import Console
 from rich.table import Table
 
@@ -22,8 +24,11 @@ def test_rich_shows_it() -> None:
     shown = Table(*columns)
     for row in rows:
         shown.add_row(*row)
-    console = Console(width=140, record=True, file=None, quiet=True)
+    console = Console(width=200, record=True, file=StringIO())
     console.print(shown)
+    text = console.export_text()
+    for row in rows:
+        assert any(all(cell in line for cell in row) for line in text.splitlines()), row
 
 
 def test_what_is_missing_is_shown_as_missing() -> None:

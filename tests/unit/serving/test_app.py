@@ -17,6 +17,7 @@ import uvicorn
 
 from slm_core.backends.base import Completion, Request
 from slm_core.capture import CaptureSpec, WorkflowTracer, drain_spool
+from slm_core.dataset import why_unusable
 from slm_core.errors import BackendUnavailable, ModelError, Overloaded, PromptTooLong
 from slm_core.serving.app import build_app
 from slm_core.serving.chat import Limits
@@ -142,7 +143,7 @@ def test_capture_tells_an_adapters_answers_from_a_base_models(
         answer = say(wrapped, model=model, stream=streamed)
         assert not streamed or list(answer)
     with open_store(f"sqlite:///{tmp_path / 'slm.db'}") as store:
-        drain_spool(tmp_path / "spool", store)
+        drain_spool(tmp_path / "spool", store, usable=why_unusable)
         (call,) = store.calls.select()
     assert (call.source, call.response) == (source, "Hello there")
 

@@ -60,6 +60,16 @@ def live(store: Store) -> str | None:
     return route.adapter_id if route else None
 
 
+def test_a_track_that_the_decision_says_nothing_about_takes_a_reason(store: Store) -> None:
+    measured = make_decision(adapter_id="adapter-a")
+    only = tuple(gate for gate in measured.gates if gate.track == "structured")
+    decision = measured.model_copy(update={"gates": only})
+    move(store, Stage.CANDIDATE)
+    with pytest.raises(IllegalPromotion, match="says nothing about toolcall"):
+        move(store, Stage.SHADOW, decision=decision)
+    assert move(store, Stage.SHADOW, decision=decision, override_reason="seen by hand").version == 2
+
+
 def test_the_steps_one_after_the_other(store: Store) -> None:
     for version, stage in enumerate(STEPS, start=1):
         route = move(store, stage)

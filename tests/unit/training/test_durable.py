@@ -8,7 +8,7 @@ import pytest
 
 from slm_core.errors import DiskFull
 from slm_core.testing.limits import largest_file
-from slm_core.training.durable import disk_full, is_full_disk, publish, write_json
+from slm_core.training.durable import disk_full, publish, write_json
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
@@ -40,20 +40,6 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
 def test_other_trouble_keeps_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_json(tmp_path / "absent" / "a.json", {})
-
-
-@pytest.mark.parametrize(
-    ("error", "full"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
-        (OSError(errno.EACCES, "Permission denied"), False),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), True),
-        (RuntimeError("no room in the batch"), False),
-    ],
-)
-def test_a_full_disk_is_known_by_number_or_words(error: Exception, full: bool) -> None:
-    assert is_full_disk(error) is full
 
 
 def test_the_error_says_where_and_how_much_is_free(tmp_path: Path) -> None:

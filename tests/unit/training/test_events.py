@@ -2,7 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slm_core.training.events import EventFile, StepEvent, forget_after, line, read_events
+import pytest
+
+from slm_core.training.events import (
+    EventFile,
+    StepEvent,
+    forget_after,
+    line,
+    read_events,
+    read_last,
+)
 
 
 def make_event(step: int) -> StepEvent:
@@ -42,6 +51,22 @@ def test_garbage_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(line(make_event(1)) + b"\0\0\0\n" + line(make_event(2)))
     assert [event.step for event in read_events(path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "end", [b"", b'{"step": 4', b'{"step": 4\n', b"\0" * 5000 + b"\n", b"\n\n"]
+)
+def test_the_newest_event_is_found_before_a_torn_end(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"".join(line(make_event(step)) for step in range(1, 4)) + end)
+    assert read_last(path) == make_event(3)
+
+
+def test_a_file_without_an_event_has_no_newest(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    assert read_last(path) is None
+    path.write_bytes(b'\0\n{"step": 1')
+    assert read_last(path) is None
 
 
 def test_the_point_leaves_progress_out() -> None:
