@@ -140,7 +140,7 @@ def _show_attempts(attempts: tuple[Attempt, ...]) -> None:
     """Show the attempts as a table, each with its plan and the reason for it."""
     if not attempts:
         return
-    with showing("attempts"):
+    with showing("attempts", unwinding=True):
         create_table_artifact(
             attempt_rows(attempts), key="attempts", description="Every attempt, and why"
         )

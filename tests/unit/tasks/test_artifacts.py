@@ -23,3 +23,14 @@ def test_an_error_is_logged_by_its_kind_and_the_work_goes_on(
 def test_a_signal_that_stops_the_run_passes(stop: BaseException) -> None:
     with pytest.raises(type(stop)), showing("report"):
         raise stop
+
+
+def test_nothing_takes_the_place_of_the_signal_that_ends_the_run_already() -> None:
+    first = TerminationSignal(signal.SIGTERM)
+    with pytest.raises(TerminationSignal) as ended:
+        try:
+            raise first
+        finally:
+            with showing("attempts", unwinding=True):
+                raise KeyboardInterrupt
+    assert ended.value is first
