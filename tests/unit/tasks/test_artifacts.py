@@ -26,11 +26,14 @@ def test_a_signal_that_stops_the_run_passes(stop: BaseException) -> None:
 
 
 def test_nothing_takes_the_place_of_the_signal_that_ends_the_run_already() -> None:
-    first = TerminationSignal(signal.SIGTERM)
-    with pytest.raises(TerminationSignal) as ended:
+    def stopped(by: TerminationSignal) -> None:
         try:
-            raise first
+            raise by
         finally:
             with showing("attempts", unwinding=True):
                 raise KeyboardInterrupt
+
+    first = TerminationSignal(signal.SIGTERM)
+    with pytest.raises(TerminationSignal) as ended:
+        stopped(first)
     assert ended.value is first
