@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -354,26 +355,27 @@ def _kill_everything(site: Site) -> None:
 
 def test_doctor_finds_the_stack_in_order(site: Site) -> None:
     site.run("make up", "doctor")
-    told = json.loads(site.run("slm doctor --json || test $? -eq 1", "doctor"))
-    found = {one["check"]: one for one in told["findings"]}
-    assert told["seconds"] < 15
-    fine = (
-        "packages",
-        "secrets",
-        "clock",
-        "database",
-        "prefect",
-        "prefect settings",
-        "telemetry",
-        "deployments",
-        "workers",
-        "automations",
-        "teacher",
-        "langfuse",
-    )
-    assert {name: found[name] for name in fine if found[name]["health"] != "PASS"} == {}
+    fine = "packages secrets clock database prefect telemetry deployments workers".split()
+    fine += ["prefect settings", "automations", "teacher", "langfuse"]
+    found = _asked(site)
+    deadline = time.monotonic() + 90
+    # A stack that has just come up, on a busy machine, may need longer than doctor waits.
+    while _odd(found, fine) and time.monotonic() < deadline:
+        time.sleep(2)
+        found = _asked(site)
+    assert _odd(found, fine) == {}
     assert "PostgreSQL 18" in found["database"]["seen"]
     assert found["scheduler"]["health"] in ("PASS", "UNKNOWN")
+
+
+def _asked(site: Site) -> dict[str, Any]:
+    told = json.loads(site.run("slm doctor --json || test $? -eq 1", "doctor"))
+    assert told["seconds"] < 15
+    return {one["check"]: one for one in told["findings"]}
+
+
+def _odd(found: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: found[name] for name in names if found[name]["health"] != "PASS"}
 
 
 def test_a_run_is_resumed_and_followed_by_prefect(
