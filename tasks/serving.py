@@ -28,13 +28,13 @@ def promote_adapter(
     if decision.adapter_id != adapter.id:
         log.warning("decision is not about adapter=%s: no route", adapter.id)
         return []
-    measured = measured_tracks(decision)
-    for track in set(adapter.tracks) - measured:
+    tracks = measured_tracks(decision).intersection(adapter.tracks)
+    for track in set(adapter.tracks) - tracks:
         log.warning("track not measured, so no route adapter=%s track=%s", adapter.id, track)
     agents: set[tuple[str, Track]] = {
         (row.tags["agent_name"], row.track)
         for row in read_split(dataset.path, "train")
-        if row.track in measured.intersection(adapter.tracks)
+        if row.track in tracks
     }
     routes: list[Route] = []
     with opened_store() as store:

@@ -154,7 +154,8 @@ def _keep_out(
         leak = in_file.leak(example) or (None if is_tested else in_dataset.leak(example))
         if leak is None:
             kept.append(example)
-            again |= {example.id} if is_tested else set()
+            if is_tested:
+                again.add(example.id)
             continue
         drops.append(
             Drop(

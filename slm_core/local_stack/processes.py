@@ -135,10 +135,9 @@ def _find(process: ProcessId) -> psutil.Process | None:
 
 
 def _living_children(process: psutil.Process) -> set[psutil.Process]:
-    living: set[psutil.Process] = set()
     with suppress(psutil.NoSuchProcess):
-        living |= {child for child in process.children() if _lives(child)}
-    return living
+        return {child for child in process.children() if _lives(child)}
+    return set()
 
 
 def _end(processes: Iterable[psutil.Process], by: signal.Signals, grace_seconds: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from slm_core.testing.records import make_example
 from slm_core.training import TrainingSpec
+from slm_core.training.orders import Order
 from slm_core.training.plan import first_plan
 from slm_core.training.run_folder import Identity, Job
 
@@ -65,6 +66,12 @@ def make_job(spec: TrainingSpec, dataset_path: Path | str = "/data", **changes: 
         "plan": first_plan(spec),
     }
     return Job(**(values | changes))
+
+
+def make_order(run_id: str, **changes: Any) -> Order:
+    """Return the order of a retraining that one flow run of the same id took up."""
+    order = Order(run_id=run_id, flow="retrain", spec={}, flow_run_id=run_id)
+    return order.model_copy(update=changes)
 
 
 def workers_of(pid: int) -> dict[int, Any]:

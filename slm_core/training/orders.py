@@ -104,9 +104,8 @@ class OrderBook:
         Raises:
             ConfigError: the id cannot be that of a run, or its order cannot be read.
         """
-        path = self._path(run_id)
-        if path.is_file():
-            return _read(path)
+        if (known := self._own(run_id)) is not None:
+            return known
         parts = (o for o in self.list() if any(part.run_id == run_id for part in o.parts))
         return next(parts, None)
 
@@ -180,9 +179,8 @@ class OrderBook:
             begun = {"state": RunState.RUNNING, "why": "", "host": socket.gethostname()}
             begun |= {"needs_person": False, "cancelled": False}
             # The process before this one may have noted a stop after ``order`` was read.
-            path = self._path(order.run_id)
-            if path.is_file():
-                begun["stops"] = _read(path).stops
+            if (known := self._own(order.run_id)) is not None:
+                begun["stops"] = known.stops
             self.write(order.model_copy(update=begun))
             try:
                 yield
@@ -221,6 +219,10 @@ class OrderBook:
             yield
         finally:
             os.close(handle)
+
+    def _own(self, run_id: str) -> Order | None:
+        path = self._path(run_id)
+        return _read(path) if path.is_file() else None
 
     def _path(self, run_id: str) -> Path:
         return self._folder(run_id) / "order.json"

@@ -13,6 +13,7 @@ from prefect.states import Cancelled, Crashed, Running
 
 from slm_core.records import RunState
 from slm_core.store import Store
+from slm_core.testing.training_runs import make_order
 from slm_core.training.orders import Order
 from tasks._wiring import current_settings, order_book
 from tasks.resuming import (
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.integration
 
 
 def ordered(run: FlowRun) -> Order:
-    order = Order(run_id=str(run.id), flow="retrain", spec={}, flow_run_id=str(run.id))
+    order = make_order(str(run.id))
     order_book().write(order)
     return order
 

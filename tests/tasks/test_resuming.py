@@ -26,6 +26,7 @@ from slm_core.errors import RecordNotFound, RecoveryExhausted, RunBusy, StoreErr
 from slm_core.records import ClaimState, RunState, utc_now
 from slm_core.store import Store
 from slm_core.testing.records import make_call
+from slm_core.testing.training_runs import make_order
 from slm_core.training.orders import Order
 from tasks import _flow_runs
 from tasks._wiring import order_book
@@ -44,8 +45,7 @@ Later = Callable[[timedelta], None]
 
 
 def ordered(run: FlowRun, state: RunState = RunState.RUNNING, **changes: object) -> Order:
-    order = Order(run_id=str(run.id), flow="retrain", spec={}, flow_run_id=str(run.id))
-    order = order.model_copy(update={"state": state, **changes})
+    order = make_order(str(run.id), state=state, **changes)
     order_book().write(order)
     return order
 

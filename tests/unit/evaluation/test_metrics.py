@@ -19,6 +19,16 @@ MISS = RowScore(
     failure=FailureClass.BAD_JSON,
 )
 
+OVER = RowScore(
+    parsed=True,
+    name_match=False,
+    exact=False,
+    true_positives=0,
+    predicted=2,
+    gold=0,
+    failure=FailureClass.OVER_CALL,
+)
+
 
 def scored(tp: int, predicted: int, gold: int, *, name_match: bool = True) -> RowScore:
     exact = name_match and tp == predicted == gold
@@ -143,16 +153,7 @@ def test_rows_without_arguments_count_as_a_whole():
 
 
 def test_an_over_call_with_arguments_costs_precision():
-    over = RowScore(
-        parsed=True,
-        name_match=False,
-        exact=False,
-        true_positives=0,
-        predicted=2,
-        gold=0,
-        failure=FailureClass.OVER_CALL,
-    )
-    found = values(metrics_of([result(0, scored(2, 2, 2)), result(1, over, gold=NO_CALL_TEXT)]))
+    found = values(metrics_of([result(0, scored(2, 2, 2)), result(1, OVER, gold=NO_CALL_TEXT)]))
     assert found["over_call_rate"] == 1.0
     assert (found["args_precision"], found["args_recall"]) == (0.5, 1.0)
     assert found["macro_args_f1"] == 0.5
@@ -218,18 +219,9 @@ def test_what_rows_share_never_narrows_an_interval():
 
 
 def test_an_over_call_rate_counts_the_conversations_it_is_about():
-    over = RowScore(
-        parsed=True,
-        name_match=False,
-        exact=False,
-        true_positives=0,
-        predicted=2,
-        gold=0,
-        failure=FailureClass.OVER_CALL,
-    )
     calls = [result(at, scored(2, 2, 2), cluster=f"c{at // 10}") for at in range(100)]
     refusals = [
-        result(100 + at, over if at < 5 else scored(0, 0, 0), gold=NO_CALL_TEXT, cluster=f"c{at}")
+        result(100 + at, OVER if at < 5 else scored(0, 0, 0), gold=NO_CALL_TEXT, cluster=f"c{at}")
         for at in range(10)
     ]
     rate = metrics_of([*calls, *refusals])["over_call_rate"]
